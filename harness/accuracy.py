@@ -1,0 +1,126 @@
+"""From LoadGen's accuracy log to a verdict: log → token ids → texts → ROUGE → targets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness import rouge
+from harness.benchmarks import Target
+from harness.dataset import Samples, Tokenizer
+from sut.errors import SetupError
+from sut.query import TOKEN_DTYPE, Tokens
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Scores in percent; `passed` None means not decided, and `why` then says why."""
+
+    scores: Mapping[str, float]
+    targets: Mapping[str, Target]
+    passed: bool | None
+    why: str | None
+    samples: int
+
+    def as_json(self) -> dict[str, Any]:
+        targets = {name: {"low": target.low, "high": target.high} for name, target in self.targets.items()}
+        return {**self.scores, "samples": self.samples, "targets": targets, "passed": self.passed, "why": self.why}
+
+
+class AccuracyLog(NamedTuple):
+    """LoadGen's accuracy log: the first answer by sample index, and the index of every answer, repetitions included."""
+
+    path: Path
+    answers: dict[int, Tokens]
+    indices: list[int]
+
+
+def read_log(path: Path) -> AccuracyLog:
+    """Read mlperf_log_accuracy.json; the first answer to a sample counts, as in the reference script.
+
+    Raises SetupError for a log that is cut off, or whose answers are not what TEST06 needs: int32, as long as their
+    `token_count`, and beginning with the first token that was reported.
+    """
+    log = AccuracyLog(path, {}, [])
+    for entry in _read_entries(path):
+        index, data = entry["qsl_idx"], _decode(entry["data"], path)
+        count, head = entry.get("token_count"), _decode(entry.get("token_data", ""), path)
+        if count is not None and count != len(data):
+            raise SetupError(f"{path}: the answer to sample {index} has {len(data)} tokens and claims {count}.")
+        if not np.array_equal(head, data[: len(head)]):
+            raise SetupError(f"{path}: the answer to sample {index} does not begin with its first token.")
+        log.answers.setdefault(index, data)
+        log.indices.append(index)
+    return log
+
+
+def score(answers: Mapping[int, Tokens], samples: Samples, tokenizer: Tokenizer) -> dict[str, float]:
+    """ROUGE in percent and tokens per sample (the end-of-sequence id counts), over the samples that were answered."""
+    order = sorted(answers)
+    texts = tokenizer.decode([answers[index].tolist() for index in order])
+    scores = rouge.rouge_scores(texts, [samples.references[index] for index in order])
+    total = sum(len(answers[index]) for index in order)
+    return scores | {"tokens_per_sample": round(total / len(order), 1)}
+
+
+def decide(
+    scores: Mapping[str, float], targets: Mapping[str, Target], why_not: str | None
+) -> tuple[bool | None, str | None]:
+    """(passed, why): None where there is no target or a score is missing; else whether each score meets its target."""
+    if why_not is not None:
+        return None, why_not
+    missing = [name for name in targets if name not in scores]
+    if missing:
+        return None, f"{', '.join(missing)} cannot be computed here"
+    failed = [f"{name} {fault}" for name, target in targets.items() if (fault := target.fault(scores[name]))]
+    return not failed, "; ".join(failed) or None
+
+
+def evaluate(
+    log: AccuracyLog, samples: Samples, tokenizer: Tokenizer, targets: Mapping[str, Target], why_not: str | None
+) -> Accuracy:
+    """Score a log and hold it against targets; `why_not` says why no target applies. Raises SetupError."""
+    if not log.answers:
+        raise SetupError(f"{log.path} holds no answer.")
+    unknown = [index for index in log.answers if not 0 <= index < len(samples)]
+    if unknown:
+        raise SetupError(f"{log.path}: sample {unknown[0]} is not in the dataset of {len(samples)}.")
+    scores = score(log.answers, samples, tokenizer)
+    passed, why = decide(scores, targets, why_not)
+    return Accuracy(scores, targets, passed, why, len(log.answers))
+
+
+def save(accuracy: Accuracy, folder: Path) -> None:
+    """accuracy.txt in the form that MLCommons' checker reads (plain floats, never np.float64(…)), and accuracy.json."""
+    scores = {name: float(value) for name, value in accuracy.scores.items()}
+    (folder / "accuracy.txt").write_text(f"{scores | {'gen_num': accuracy.samples}}\n")
+    (folder / "accuracy.json").write_text(json.dumps(accuracy.as_json(), indent=2) + "\n")
+
+
+def _read_entries(path: Path) -> Sequence[dict[str, Any]]:
+    try:
+        entries = json.loads(path.read_text())
+    except OSError as error:
+        raise SetupError(f"cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise SetupError(f"{path} is cut off or not LoadGen's: {error}.") from error
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and "qsl_idx" in e and "data" in e for e in entries
+    ):
+        raise SetupError(f"{path} is not an accuracy log of LoadGen's.")
+    return entries
+
+
+def _decode(text: str, path: Path) -> Tokens:
+    try:
+        data = bytes.fromhex(text)
+    except ValueError as error:
+        raise SetupError(f"{path}: an answer is not hexadecimal: {error}.") from error
+    if len(data) % TOKEN_DTYPE().itemsize:
+        raise SetupError(f"{path}: an answer of {len(data)} bytes is no row of int32 token ids.")
+    return np.frombuffer(data, TOKEN_DTYPE)

@@ -1,0 +1,125 @@
+"""`run`: one LoadGen test from start to finish."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """`K=V` options as a mapping."""
+    table = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{value!r} is not of the form KEY=VALUE.")
+        table[key.strip()] = text
+    return table
+
+
+def engine_arguments(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """`K=V` options for an engine: values are JSON where they can be read as such, keys take - or _."""
+    return {key.replace("-", "_"): literal(text) for key, text in pairs(context, parameter, values).items()}
+
+
+def literal(text: str) -> Any:
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+PATH = click.Path(path_type=Path)
+EXISTING = click.Path(path_type=Path, exists=True, dir_okay=False)
+SECONDS = click.FloatRange(min=0, min_open=True)
+COUNT = click.IntRange(min=1)
+
+_OPTIONS = [
+    click.option("--scenario", required=True, help="Offline, Server, SingleStream, MultiStream or Interactive."),
+    click.option("--mode", default="performance", show_default=True, help="performance or accuracy."),
+    click.option("--benchmark", default="demo", show_default=True, help="Whose rules hold; any other name lists them."),
+    click.option("--model", help="Folder or hub id; the tokenizer comes from it.  [default: the benchmark's]"),
+    click.option("--dataset", help="JSONL of raw OpenOrca rows (id, system_prompt, question, response).  "
+                                   "[default: the benchmark's]"),
+    click.option("--backend", default="vllm", show_default=True, help="vllm (in this process) or echo (simulator)."),
+    click.option("--replicas", type=COUNT, default=1, show_default=True, help="Engines to start."),
+    click.option("--engine-arg", multiple=True, callback=engine_arguments, metavar="K=V",
+                 help="For the engine, such as max_num_seqs=64; may be repeated."),
+    click.option("--engine-env", multiple=True, callback=pairs, metavar="K=V",
+                 help="Environment variable of the engine; may be repeated."),
+    click.option("--dispatch", default="auto", show_default=True,
+                 help="auto (pull in Offline, else round-robin), pull, round-robin."),
+    click.option("--max-in-flight", type=COUNT, help="Queries in flight per replica; further ones wait for it."),
+    click.option("--stream-interval", type=COUNT, help="Tokens per frame after the first.  [default: all]"),
+    click.option("--user-conf", type=EXISTING, help="LoadGen settings.  [default: the project's user.conf]"),
+    click.option("--audit-config", type=EXISTING, help="LoadGen's audit file for a compliance run."),
+    click.option("--target-qps", type=float, help="Load that Server offers; Offline's estimate."),
+    click.option("--min-duration", type=click.FloatRange(min=0), help="Seconds that the test lasts at least."),
+    click.option("--min-queries", type=COUNT, help="Queries that the test has at least (Offline: samples)."),
+    click.option("--samples", type=COUNT, help="Load only the first N of the dataset."),
+    click.option("--first-token-timeout", type=SECONDS, help="Seconds until a query without a first token has failed."),
+    click.option("--stall-timeout", type=SECONDS, default=300.0, show_default=True,
+                 help="Seconds without a token until a query has failed; then a test that stands still is aborted."),
+    click.option("--request-timeout", type=SECONDS, help="Seconds until an incomplete query has failed."),
+    click.option("--failure-policy", default="strict", show_default=True,
+                 help="strict retries nothing; resilient serves a query elsewhere while it has no first token."),
+    click.option("--output-dir", type=PATH, help="Where the files go.  [default: results/<time>-…]"),
+]  # fmt: skip
+
+
+def run_options(command: F) -> F:
+    """The options of `run`, which every study takes too."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command()
+@run_options
+@click.option("--json", "as_json", is_flag=True, help="End stdout with the result as one line of JSON.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--dry-run", is_flag=True, help="Resolve, check and print; start nothing.")
+@click.option("--debug", is_flag=True, help="Tracebacks instead of sentences.")
+def run(as_json: bool, quiet: bool, dry_run: bool, debug: bool, **options: Any) -> int:
+    """Run one LoadGen test.
+
+    Exit code: 0 all good, 2 usage, 3 set-up, 4 not valid, 5 accuracy below target, 130 interrupted.
+    """
+    from harness.config import resolve
+    from harness.run import check, raise_on_signals
+
+    raise_on_signals()
+    config, samples, tokenizer = check(resolve(**options))
+    if dry_run:
+        return show_plan(config, samples)
+    return run_and_report(config, samples, tokenizer, as_json, quiet)
+
+
+def show_plan(config: Any, samples: Any) -> int:
+    from harness.run import dry_run
+
+    plan = dry_run(config, samples)
+    click.echo(json.dumps(plan, indent=2))
+    return 0
+
+
+def run_and_report(config: Any, samples: Any, tokenizer: Any, as_json: bool, quiet: bool) -> int:
+    from harness import report
+    from harness.progress import Progress
+    from harness.run import open_sut, prepare_folder, run_test
+
+    prepare_folder(config)
+    with Progress(quiet) as progress, open_sut(config, samples, tokenizer, progress) as system:
+        result = run_test(config, system, progress)
+    click.echo(report.as_text(result))
+    if as_json:
+        click.echo(report.as_json_line(result))
+    return result.exit_code

@@ -1,0 +1,114 @@
+"""The binding to MLCommons' LoadGen, and the only importer of mlperf_loadgen.
+
+Traps that this file exists to hold (LoadGen 6.0.17): the first `FromConfig` of a process alone applies the built-in
+mlperf.conf and the seeds, so it is called once and later tests change fields of the same settings; an exception that
+leaves a callback is a segfault; first token and completion must be reported from one thread; LoadGen copies an answer
+inside the call, so its buffer lives until the call returns.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlperf_loadgen as lg
+import numpy as np
+
+from harness.recorder import Recorder
+from sut.errors import SetupError
+from sut.query import NO_TOKENS, Outcome, Query, Tokens
+
+Issue = Callable[[list[int], list[int]], None]
+
+# The one TestSettings of this process, and what it was read for.
+_settings: tuple[tuple[str, str], lg.TestSettings] | None = None
+
+
+def settings_for(user_conf: Path, model: str, scenario: str, mode: str) -> lg.TestSettings:
+    """LoadGen's settings: built-in mlperf.conf, then `user_conf` at the first call of the process; later calls set the
+    mode.
+
+    Raises SetupError for another model or scenario than the first: that takes another process.
+    """
+    global _settings
+    if _settings is None:
+        fresh = lg.TestSettings()
+        code = fresh.FromConfig(str(user_conf), model, scenario, 1)
+        if code != 0:
+            raise SetupError(f"LoadGen could not read {user_conf} (code {code}).")
+        fresh.scenario = getattr(lg.TestScenario, scenario)
+        fresh.token_latency_scaling_factor = fresh.token_latency_scaling_factor if fresh.infer_token_latencies else 0
+        _settings = ((model, scenario), fresh)
+    known, settings = _settings
+    if known != (model, scenario):
+        raise SetupError(
+            f"LoadGen is set up for {known} in this process; {(model, scenario)} needs a process of its own."
+        )
+    settings.mode = {"performance": lg.TestMode.PerformanceOnly, "accuracy": lg.TestMode.AccuracyOnly}[mode]
+    return settings
+
+
+class Bridge:
+    """Hears of answers from the SUT, on its loop, and tells LoadGen and the recorder.
+
+    A failed query is answered too, without data and without tokens: LoadGen would wait for ever, and its own log then
+    shows the error.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def first(self, query: Query, ids: Tokens) -> None:
+        lg.FirstTokenComplete([lg.QuerySampleResponse(query.id, ids.ctypes.data, ids.nbytes, len(ids))])
+
+    def done(self, finished: Sequence[tuple[Query, Outcome]]) -> None:
+        # One buffer for all answers of this tick: one address to look up, and it lives until the call returns.
+        answers = [outcome.tokens if outcome.failure is None else NO_TOKENS for _, outcome in finished]
+        data = np.concatenate(answers)
+        address = data.ctypes.data
+        responses = []
+        for (query, _), tokens in zip(finished, answers, strict=True):
+            count = len(tokens)
+            responses.append(lg.QuerySampleResponse(query.id, address, 4 * count, count))
+            address += 4 * count
+        lg.QuerySamplesComplete(responses)
+        self._recorder.add(finished)
+
+
+class Run(threading.Thread):
+    """One StartTest, on a thread of its own so that Ctrl-C reaches the main thread; `join` it, with a timeout."""
+
+    def __init__(
+        self, issue: Issue, settings: lg.TestSettings, total: int, loaded: int, outdir: Path, audit: Path | None
+    ) -> None:
+        super().__init__(name="loadgen", daemon=True)
+        self._issue = issue
+        self._settings = settings
+        self._total = total
+        self._loaded = loaded
+        self._outdir = outdir
+        self._audit = audit
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        logs = lg.LogSettings()
+        logs.enable_trace = False
+        logs.log_output.outdir = str(self._outdir)  # must exist: LoadGen aborts the process otherwise
+        logs.log_output.copy_summary_to_stdout = False
+        sut = lg.ConstructFastSUT(self._issue, _nothing)
+        qsl = lg.ConstructQSL(self._total, self._loaded, _ignore, _ignore)
+        # LoadGen looks for an audit.config in the working directory by itself; a name that cannot exist stops that.
+        audit = str(self._audit) if self._audit else str(self._outdir / "no-audit.config")
+        lg.StartTestWithLogSettings(sut, qsl, self._settings, logs, audit)
+        lg.DestroyFastSUT(sut)
+        lg.DestroyQSL(qsl)
+        self.done.set()
+
+
+def _nothing() -> None:
+    """LoadGen's flush: queries are never held back, so there is nothing to do."""
+
+
+def _ignore(indices: list[int]) -> None:
+    """LoadGen's load and unload: all prompts stay in memory."""

@@ -1,0 +1,97 @@
+"""The live view of a run: one line that keeps itself up to date on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from sut.sut import Counts
+
+PLAIN_INTERVAL = 10.0
+_RATE_WINDOW = 5.0
+
+
+class Progress(AbstractContextManager["Progress"]):
+    """Says what happens, on stderr. `say` for a step, `update` for a running test, nothing at all when quiet."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        # A duplicate: stderr itself belongs to an engine's log while that engine is being spawned.
+        self._out = os.fdopen(os.dup(2), "w")
+        self._live = not quiet and self._out.isatty()
+        self._status: Any = None
+        self._history: list[tuple[float, int, int]] = []
+        self._said = monotonic()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+        self._out.close()
+
+    def say(self, text: str) -> None:
+        """A step begins; on a terminal it shows as going on until the next."""
+        if self._quiet:
+            return
+        self._history.clear()
+        self._said = monotonic()
+        if not self._live:
+            print(text, file=self._out, flush=True)
+            return
+        self._show(text)
+
+    def update(self, what: str, counts: Counts, expected: int | None) -> None:
+        """A running test, as often as wanted."""
+        if self._quiet:
+            return
+        now = monotonic()
+        self._history = [entry for entry in self._history if now - entry[0] < _RATE_WINDOW]
+        self._history.append((now, counts.completed, counts.tokens))
+        text = describe(what, counts, expected, self._history)
+        if self._live:
+            self._show(text)
+        elif now - self._said >= PLAIN_INTERVAL:
+            self._said = now
+            print(text, file=self._out, flush=True)
+
+    def _show(self, text: str) -> None:
+        if self._status is None:
+            from rich.console import Console
+            from rich.status import Status
+
+            self._status = Status(text, console=Console(file=self._out, highlight=False), spinner="dots")
+            self._status.start()
+        self._status.update(text)
+
+    def _stop(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+def describe(what: str, counts: Counts, expected: int | None, history: list[tuple[float, int, int]]) -> str:
+    """One line: done of how many, rates over the last seconds, in flight, time left, failures."""
+    (then, done_then, tokens_then), (now, done, tokens) = history[0], history[-1]
+    span = now - then
+    rate, token_rate = ((done - done_then) / span, (tokens - tokens_then) / span) if span > 0 else (0.0, 0.0)
+    parts = [f"{what}: {done:,}{f' of {expected:,}' if expected else ''} answered"]
+    if span > 0:
+        parts += [f"{rate:,.1f} samples/s", f"{token_rate:,.0f} tokens/s"]
+    parts.append(f"{counts.in_flight:,} in flight")
+    if expected and rate > 0 and expected > done:
+        parts.append(f"{clock((expected - done) / rate)} left")
+    if counts.failed:
+        parts.append(f"{counts.failed:,} FAILED")
+    return " · ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """41 s, 3:20 or 1:02:03."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -1,0 +1,90 @@
+"""Results as text for a person: the verdict and its reasons first, then the figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from harness.results import RunResult
+
+_LATENCIES = (("ttft_s", "time to first token"), ("tpot_s", "time per output token"), ("latency_s", "latency"))
+
+
+def as_text(result: RunResult) -> str:
+    """The summary that a run prints."""
+    lines = [headline(result), *(f"  ✗ {reason}" for reason in result["invalid_reasons"])]
+    lines += ["", *figures(result["metrics"], result["queries"], result["duration_s"])]
+    lines += accuracy_lines(result["accuracy"])
+    if len(result["replicas"]) > 1:
+        lines += ["", *replica_lines(result["replicas"])]
+    if result["retries"]:
+        lines.append(f"  {result['retries']} queries were served again elsewhere after a failure")
+    if result["client_limited"]:
+        lines.append("  ! the harness itself was in the way (client_limited): give it a core, or fewer queries")
+    lines += ["", readiness(result), f"Files: {result.folder}/"]
+    return "\n".join(lines)
+
+
+def headline(result: RunResult) -> str:
+    what = f"{result['benchmark']} · {result['scenario']} · {result['mode']}"
+    word = "VALID" if result["valid"] else "NOT VALID"
+    if result["status"] != "complete":
+        word += f" ({result['status']})"
+    return f"{what}: {word}"
+
+
+def figures(metrics: Mapping[str, Any], queries: int, duration: float) -> list[str]:
+    lines = [
+        f"  {metrics['samples_per_second']:,.2f} samples/s   {metrics['tokens_per_second']:,.1f} tokens/s   "
+        f"({queries:,} answered in {duration:,.1f} s; figures by {metrics['source']})"
+    ]
+    table = [(title, metrics[key]) for key, title in _LATENCIES if metrics[key]]
+    if table:
+        lines.append(f"  {'':<24}{'mean':>10}{'p50':>10}{'p90':>10}{'p99':>10}{'p99.9':>10}{'max':>10}")
+    for title, values in table:
+        cells = "".join(f"{readable(values.get(name)):>10}" for name in ("mean", "p50", "p90", "p99", "p99_9", "max"))
+        lines.append(f"  {title:<24}{cells}")
+    return lines
+
+
+def readable(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds * 1000:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
+
+
+def accuracy_lines(accuracy: Mapping[str, Any]) -> list[str]:
+    if "rouge1" not in accuracy:
+        return []
+    verdict = {True: "passed", False: "FAILED", None: "not decided"}[accuracy["passed"]]
+    lines = ["", f"  accuracy {verdict}" + (f": {accuracy['why']}" if accuracy["why"] else "")]
+    for name in (name for name in accuracy if name.startswith("rouge") or name == "tokens_per_sample"):
+        target = accuracy["targets"].get(name, {})
+        bounds = [
+            f"{word} {target[key]:.4f}" for key, word in (("low", "at least"), ("high", "at most")) if target.get(key)
+        ]
+        lines.append(f"  {name:<20}{accuracy[name]:>10.4f}   {', '.join(bounds)}")
+    return lines
+
+
+def replica_lines(replicas: list[Mapping[str, Any]]) -> list[str]:
+    lines = [f"  {'replica':<14}{'queries':>9}{'tokens':>11}{'failures':>10}{'busy':>8}{'idle at end':>13}"]
+    for replica in replicas:
+        ejected = "" if replica["ejected_s"] is None else f"   ejected after {replica['ejected_s']:.1f} s"
+        lines.append(
+            f"  {replica['name']:<14}{replica['queries']:>9,}{replica['tokens']:>11,}{replica['failures']:>10,}"
+            f"{replica['busy_share']:>8.0%}{replica['tail_idle_s']:>11.2f} s{ejected}"
+        )
+    return lines
+
+
+def readiness(result: RunResult) -> str:
+    if result["submission_ready"]:
+        return "Ready for a submission."
+    return "Not for a submission: " + "; ".join(result["not_ready_reasons"]) + "."
+
+
+def as_json_line(result: RunResult) -> str:
+    """The result as one line, for the last line of stdout."""
+    return json.dumps(dict(result.content), allow_nan=False)

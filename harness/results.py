@@ -1,0 +1,372 @@
+"""What a test came to: LoadGen's logs read, the verdict decided, result.json saved and loaded.
+
+A result is decided from what LoadGen logged and what the SUT counted, by pure functions; `result.json` is written last
+and atomically, so a directory without it never came to an end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.config import RunConfig, as_json, reported_differences, round_settings
+from harness.recorder import Recorder
+from sut.errors import SetupError
+
+# Format of result.json.
+#   1   the first
+FORMAT_VERSION = 1
+
+DETAIL = "mlperf_log_detail.txt"
+SUMMARY = "mlperf_log_summary.txt"
+ACCURACY = "mlperf_log_accuracy.json"
+RESULT = "result.json"
+
+_PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
+
+# Beyond these the harness itself is in the way.
+_LAG_SHARE = 0.05
+_BUSY_SHARE = 0.90
+
+
+@dataclass(frozen=True)
+class Log:
+    """LoadGen's detail log: the last value of each key, and the text of every line that it marks as an error."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    errors: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str | None:
+        """VALID, INVALID, or None in a log that never came to one."""
+        value = self.values.get("result_validity")
+        return str(value) if value is not None else None
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One replica's share of a test, as result.json has it."""
+
+    name: str
+    queries: int
+    tokens: int
+    failures: int
+    busy_share: float
+    tail_idle_s: float
+    ejected_s: float | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the SUT counted and the harness measured in one test; times in seconds."""
+
+    status: str
+    stopped_by: str | None
+    issued: int
+    completed: int
+    failures: Mapping[str, int]
+    first_failure: str | None
+    retries: int
+    duration: float
+    replicas: Sequence[Replica]
+    loop_cpu: float
+    process_cpu: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One test's result, as result.json holds it."""
+
+    content: Mapping[str, Any]
+    folder: Path
+
+    def __getitem__(self, key: str) -> Any:
+        return self.content[key]
+
+    @property
+    def exit_code(self) -> int:
+        """0 all good, 4 not valid, 5 accuracy below its target, 130 interrupted."""
+        if self["status"] == "interrupted":
+            return 130
+        if not self["valid"]:
+            return 4
+        return 5 if self["accuracy"]["passed"] is False else 0
+
+    def save(self) -> None:
+        """Write result.json, whole or not at all."""
+        path = self.folder / RESULT
+        draft = path.with_suffix(".json.part")
+        with draft.open("w") as file:
+            file.write(json.dumps(self.content, indent=1, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+
+
+def load(folder: Path) -> RunResult:
+    """A saved result. Raises SetupError for a directory without one, or one of another format."""
+    path = folder / RESULT
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise SetupError(f"{folder} holds no finished result: cannot read {path.name}: {error.strerror}.") from error
+    except ValueError as error:
+        raise SetupError(f"{path} is not valid JSON: {error}.") from error
+    if content.get("format_version") != FORMAT_VERSION:
+        raise SetupError(f"{path} has format {content.get('format_version')}, and this harness reads {FORMAT_VERSION}.")
+    return RunResult(content, folder)
+
+
+# -- LoadGen's log
+# ------------------------------------------------------------------------------------------------------
+
+
+def read_detail(path: Path) -> Log:
+    """Read mlperf_log_detail.txt as far as it goes; a test that was stopped leaves it cut off, or leaves none."""
+    values: dict[str, Any] = {}
+    errors: list[str] = []
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        return Log()
+    for line in text.split("\n"):
+        if not line.startswith(":::MLLOG "):
+            continue
+        try:
+            entry = json.loads(line.removeprefix(":::MLLOG "))
+        except ValueError:
+            # LoadGen does not escape its messages; an error line must count all the same.
+            if re.search(r'"is_error":\s*true', line):
+                errors.append(line[:300])
+            continue
+        values[entry["key"]] = entry["value"]
+        if entry["metadata"]["is_error"]:
+            errors.append(f"{entry['key']}: {entry['value']}")
+    return Log(values, tuple(errors))
+
+
+# -- verdicts
+# -----------------------------------------------------------------------------------------------------------
+
+
+def invalid_reasons(config: RunConfig, facts: Facts, log: Log, answered: Sequence[int] | None, total: int) -> list[str]:
+    """Why a test is not valid; empty if it is. `answered`: the sample indices in the accuracy log, if there is one."""
+    reasons = []
+    if facts.status != "complete":
+        reasons.append(f"the test was {facts.status}: {facts.stopped_by}")
+    if count := sum(facts.failures.values()):
+        kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(facts.failures.items()))
+        reasons.append(f"{count} of {facts.issued} queries failed ({kinds}); the first: {facts.first_failure}")
+    if log.errors:
+        reasons.append(f"LoadGen logged {len(log.errors)} errors; the first: {log.errors[0]}")
+    if facts.retries and config.failure_policy == "strict":
+        reasons.append(f"{facts.retries} queries were retried, and the failure policy is strict")
+    if facts.status == "complete":
+        reasons += _incomplete(config, log, answered, total)
+    reasons += [f"asked: {text}" for text in reported_differences(config.settings, config.loadgen_scenario, log.values)]
+    return reasons
+
+
+def _incomplete(config: RunConfig, log: Log, answered: Sequence[int] | None, total: int) -> list[str]:
+    """What a test that came to its end still lacks: LoadGen's VALID, or exactly one answer to each sample."""
+    if config.mode == "performance":
+        if log.verdict == "VALID":
+            return []
+        why = str(log.values.get("result_invalid_reason") or "").strip().replace("\n", " ")
+        return [f"LoadGen says {log.verdict or 'nothing'}{': ' + why if why else ''}"]
+    counts = Counter(answered or ())
+    reasons = []
+    if missing := [index for index in range(total) if index not in counts]:
+        reasons.append(f"{len(missing)} of {total} samples have no answer in LoadGen's log (first: {missing[0]})")
+    if twice := [index for index, count in counts.items() if count > 1]:
+        reasons.append(f"{len(twice)} samples have more than one answer in LoadGen's log (first: {twice[0]})")
+    return reasons
+
+
+def not_ready_reasons(
+    config: RunConfig, facts: Facts, log: Log, valid: bool, passed: bool | None, total: int, stray_audit: bool
+) -> list[str]:
+    """Why this result cannot go into a submission; empty if it can."""
+    row, reasons = config.row, []
+    if not row.submittable:
+        reasons.append(f"{row.name} is no benchmark of MLCommons")
+    if not valid:
+        reasons.append("the result is not valid")
+    if passed is not True:
+        reasons.append(
+            "accuracy is below its target" if passed is False else "this run does not show that accuracy is met"
+        )
+    if not config.own_dataset or total != row.samples:
+        reasons.append(f"the samples are not the benchmark's own {row.samples}")
+    if config.model != row.model:
+        reasons.append(f"the model is {config.model}, not the benchmark's {row.model}")
+    model, scenario = config.loadgen_model, config.loadgen_scenario
+    fixed = round_settings(model, scenario) | dict(row.settings.get(scenario, {}))
+    fixed = {key: value for key, value in fixed.items() if key != "target_qps"}
+    reasons += [f"the benchmark's {text}" for text in reported_differences(fixed, scenario, log.values)]
+    if config.generation != row.generation or config.generation.temperature != 0:
+        reasons.append("answers are not made as the benchmark asks")
+    if config.engine_arg.get("enable_prefix_caching"):
+        reasons.append("prefix caching is on")
+    if facts.retries:
+        reasons.append(f"{facts.retries} queries were retried")
+    if stray_audit:
+        reasons.append("an audit.config lies in the working directory (it was not used)")
+    if config.backend == "echo":
+        reasons.append("the echo backend is a rehearsal: no model answered")
+    return reasons
+
+
+# -- metrics
+# ------------------------------------------------------------------------------------------------------------
+
+
+def metrics(log: Log, recorder: Recorder, duration: float) -> dict[str, Any]:
+    """LoadGen's official figures where its log has them, else the harness's own (`source` says which). Seconds."""
+    own, values = _own_metrics(recorder, duration), log.values
+    latency = _logged(values, "result_{}_latency_ns", "result_{:.2f}_percentile_latency_ns")
+    if not latency:
+        return own
+    # SingleStream and MultiStream log no rate of samples; Offline's keys are named apart.
+    rate = _either(values, "result_completed_samples_per_sec", "result_samples_per_second")
+    tokens = _either(values, "result_completed_tokens_per_second", "result_tokens_per_second")
+    return {
+        "source": "loadgen",
+        "samples_per_second": own["samples_per_second"] if rate is None else rate,
+        "tokens_per_second": own["tokens_per_second"] if tokens is None else tokens,
+        "ttft_s": _logged(
+            values, "result_first_token_{}_latency_ns", "result_first_token_{:.2f}_percentile_latency_ns"
+        ),
+        "tpot_s": _logged(
+            values, "result_time_to_output_token_{}", "result_time_per_output_token_{:.2f}_percentile_ns"
+        ),
+        "latency_s": latency,
+    }
+
+
+def _either(values: Mapping[str, Any], *names: str) -> float | None:
+    return next((float(values[name]) for name in names if name in values), None)
+
+
+def _logged(values: Mapping[str, Any], plain: str, percentile: str) -> dict[str, float]:
+    """Mean, percentiles and maximum in seconds out of LoadGen's nanoseconds; empty where it has none."""
+    names = {"mean": plain.format("mean"), "max": plain.format("max")}
+    names |= {name: percentile.format(number) for name, number in _PERCENTILES.items()}
+    if names["mean"] not in values:
+        return {}
+    order = ("mean", *_PERCENTILES, "max")
+    return {name: float(values[names[name]]) / 1e9 for name in order if names[name] in values}
+
+
+def _own_metrics(recorder: Recorder, duration: float) -> dict[str, Any]:
+    good = recorder.good()
+    latency, ttft = recorder.column("latency_s")[good], recorder.column("ttft_s")[good]
+    tokens = recorder.column("output_tokens")[good]
+    gaps = np.maximum(tokens - 1, 1)
+    return {
+        "source": "harness",
+        "samples_per_second": len(latency) / duration if duration else 0.0,
+        "tokens_per_second": float(tokens.sum()) / duration if duration else 0.0,
+        "ttft_s": summarise(ttft),
+        "tpot_s": summarise((latency - ttft) / gaps),
+        "latency_s": summarise(latency),
+    }
+
+
+def summarise(values: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Mean, percentiles and maximum of what is a number; empty for nothing."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return {}
+    percentiles = np.percentile(values, list(_PERCENTILES.values()), method="higher")
+    named = dict(zip(_PERCENTILES, percentiles.tolist(), strict=True))
+    return {"mean": float(values.mean()), **named, "max": float(values.max())}
+
+
+def overhead(log: Log, recorder: Recorder, facts: Facts) -> dict[str, float | None]:
+    """What the harness itself cost. `schedule_lag_s`: LoadGen counts from the scheduled time, we from its callback."""
+    lag = None
+    for ours, theirs in (("ttft_s", "result_first_token_mean_latency_ns"), ("latency_s", "result_mean_latency_ns")):
+        column = recorder.column(ours)
+        column = column[np.isfinite(column)]
+        if theirs in log.values and len(column):
+            lag = float(log.values[theirs]) / 1e9 - float(column.mean())
+            break
+    return {
+        "schedule_lag_s": lag,
+        "loop_busy_share": facts.loop_cpu / facts.duration if facts.duration else 0.0,
+        "cpu_s_per_1000_queries": 1000 * facts.process_cpu / facts.completed if facts.completed else 0.0,
+    }
+
+
+def is_client_limited(cost: Mapping[str, float | None], figures: Mapping[str, Any]) -> bool:
+    """Whether the harness got in the way: lag above 5 % of mean TTFT or latency, or its loop's core above 90 % busy."""
+    lag = cost["schedule_lag_s"]
+    reference = figures["ttft_s"].get("mean") or figures["latency_s"].get("mean")
+    lagging = lag is not None and bool(reference) and lag > _LAG_SHARE * reference
+    return lagging or (cost["loop_busy_share"] or 0.0) > _BUSY_SHARE
+
+
+# -- the whole
+# ----------------------------------------------------------------------------------------------------------
+
+
+def conclude(
+    config: RunConfig,
+    facts: Facts,
+    recorder: Recorder,
+    *,
+    total: int,
+    answered: Sequence[int] | None,
+    accuracy: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    stray_audit: bool,
+) -> RunResult:
+    """Bring everything known about a test to one result."""
+    log = read_detail(config.output_dir / DETAIL)
+    reasons = invalid_reasons(config, facts, log, answered, total)
+    figures = metrics(log, recorder, facts.duration)
+    cost = overhead(log, recorder, facts)
+    limited = is_client_limited(cost, figures)
+    unready = not_ready_reasons(config, facts, log, not reasons, accuracy["passed"], total, stray_audit)
+    if limited:
+        unready.append("the harness itself was the limit (client_limited)")
+    by_replica = {replica.name: replica.failures for replica in facts.replicas if replica.failures}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "status": facts.status,
+        "valid": not reasons,
+        "invalid_reasons": reasons,
+        "submission_ready": not unready,
+        "not_ready_reasons": unready,
+        "client_limited": limited,
+        "scenario": config.scenario,
+        "mode": config.mode,
+        "benchmark": config.benchmark,
+        "queries": facts.completed,
+        "duration_s": facts.duration,
+        "metrics": figures,
+        "accuracy": accuracy,
+        "replicas": [vars(replica) for replica in facts.replicas],
+        "failures": {
+            "count": sum(facts.failures.values()),
+            "by_kind": dict(facts.failures),
+            "by_replica": by_replica,
+            "first": facts.first_failure,
+        },
+        "retries": facts.retries,
+        "overhead": cost,
+        "loadgen": {"version": log.values.get("loadgen_version"), "verdict": log.verdict, "errors": len(log.errors)},
+        "config": as_json(config),
+        "environment": environment,
+    }
+    return RunResult(content, config.output_dir)

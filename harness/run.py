@@ -1,0 +1,299 @@
+"""The story of a run on one screen: open a SUT, run a test on it, come to a result.
+
+with open_sut(config, progress) as system:
+    result = run_test(config, system, progress)
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from harness import accuracy, environment, results
+from harness.accuracy import Accuracy
+from harness.config import RunConfig, as_json, conf_text, fit_to_dataset
+from harness.dataset import Samples, Tokenizer, load, read_json
+from harness.progress import Progress
+from harness.recorder import Recorder
+from harness.results import Facts, RunResult
+from sut.backends import Plan, make_backends
+from sut.dispatch import Replica
+from sut.errors import ConfigError, SetupError
+from sut.guard import Guard
+from sut.health import Deadlines
+from sut.sut import SUT, Work
+
+POLL = 0.1
+"""Seconds between two looks at a running test."""
+
+GRACE = 1.0
+"""Seconds that a stopped test gets to end by itself before it is left behind."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM; a BaseException as KeyboardInterrupt is, so that nothing swallows it on its way."""
+
+
+@dataclass
+class System:
+    """A SUT that is up, and the samples it is asked about."""
+
+    sut: SUT
+    samples: Samples
+    tokenizer: Tokenizer
+    guard: Guard
+    left_behind: bool = False
+    """A test was stopped and LoadGen's thread still waits: the process must leave without it."""
+
+
+def check(config: RunConfig) -> tuple[RunConfig, Samples, Tokenizer]:
+    """Everything that can be found out before an engine starts; returns the configuration fitted to the dataset.
+
+    Raises ConfigError or SetupError.
+    """
+    model = find_model(config.model)
+    tokenizer = Tokenizer(model)
+    room = context_length(config, model)
+    longest = None if room is None else room - config.generation.max_tokens
+    samples = load(config.dataset, tokenizer, limit=config.samples, suffix=config.row.prompt_suffix, longest=longest)
+    settings = fit_to_dataset(config.settings, config.row, len(samples), config.loadgen_scenario)
+    return replace(config, settings=settings), samples, tokenizer
+
+
+def find_model(name: str) -> Path:
+    """The model's folder: a path, or a hub id through huggingface_hub's cache. Raises SetupError."""
+    path = Path(name)
+    if path.is_dir():
+        read_json(path / "config.json")
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise SetupError(
+            f"the model {name} is no folder here: name a folder with config.json and tokenizer.json, or a hub id."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "tokenizer*"]))
+    except Exception as error:
+        raise SetupError(
+            f"the model {name} is neither a folder here nor to be had from the hub ({type(error).__name__})."
+        ) from error
+
+
+def context_length(config: RunConfig, model: Path) -> int | None:
+    """Tokens that prompt and answer may have together, as far as it is known without the engine."""
+    asked = config.engine_arg.get("max_model_len", config.max_model_len)
+    known = asked if asked is not None else read_json(model / "config.json").get("max_position_embeddings")
+    return int(known) if isinstance(known, int) else None
+
+
+@contextmanager
+def open_sut(config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress: Progress) -> Iterator[System]:
+    """Bring the replicas up, and take them down whatever happens; what is then still alive is killed."""
+    guard = Guard()
+    try:
+        progress.say(f"Starting {config.replicas} {config.backend} replica{'s' * (config.replicas > 1)} …")
+        sut = make_sut(config)
+        sut.open()
+        system = System(sut, samples, tokenizer, guard)
+        yield system
+        if not system.left_behind:
+            progress.say("Stopping the replicas …")
+            sut.close()
+    finally:
+        guard.kill()
+        guard.close()
+
+
+def make_sut(config: RunConfig) -> SUT:
+    plan = Plan(
+        replicas=config.replicas,
+        model=config.model,
+        dtype=config.dtype,
+        max_model_len=config.max_model_len,
+        generation=config.generation,
+        stream_interval=config.stream_interval,
+        engine_args=config.engine_arg,
+        engine_env=config.engine_env,
+        log_dir=config.output_dir,
+    )
+    backends = make_backends(config.backend, plan)
+    replicas = [Replica(f"{config.backend}-{i}", backend, config.max_in_flight) for i, backend in enumerate(backends)]
+    deadlines = Deadlines(config.first_token_timeout, config.stall_timeout, config.request_timeout)
+    return SUT(replicas, config.dispatch, deadlines, resilient=config.failure_policy == "resilient")
+
+
+def prepare_folder(config: RunConfig) -> None:
+    """Make the output directory. Raises SetupError if it cannot be written or already holds a result."""
+    folder = config.output_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / results.RESULT).exists():
+            raise ConfigError(f"{folder} already holds a result: choose another --output-dir, nothing is overwritten.")
+        conf = conf_text(config.loadgen_model, config.loadgen_scenario, config.settings)
+        (folder / "user.conf").write_text(conf)
+    except OSError as error:
+        raise SetupError(f"cannot write to the output directory {folder}: {error.strerror}.") from error
+
+
+def run_test(config: RunConfig, system: System, progress: Progress) -> RunResult:
+    """Run one LoadGen test on a SUT that is up, and save its result."""
+    # A stray audit.config is never picked up, but a submitter should know that it lies there.
+    stray_audit = Path("audit.config").exists() and config.audit_config is None
+    names = [replica.name for replica in system.sut.replicas]
+    recorder = Recorder(names, expected=len(system.samples))
+    facts = drive_loadgen(config, system, recorder, progress)
+    recorder.save(config.output_dir / "samples.parquet")
+    verdict, answered = None, None
+    if config.mode == "accuracy" and facts.status == "complete":
+        progress.say("Scoring the answers …")
+        verdict, answered = score(config, system)
+    result = results.conclude(
+        config,
+        facts,
+        recorder,
+        total=len(system.samples),
+        answered=answered,
+        accuracy=verdict.as_json() if verdict else {"passed": None, "why": why_unscored(config, facts)},
+        environment=environment.describe() | {"dataset_sha256": system.samples.sha256},
+        stray_audit=stray_audit,
+    )
+    result.save()
+    return result
+
+
+def drive_loadgen(config: RunConfig, system: System, recorder: Recorder, progress: Progress) -> Facts:
+    """One StartTest from beginning to end, or to the moment it is stopped."""
+    from harness import loadgen
+
+    sut, samples, folder = system.sut, system.samples, config.output_dir
+    settings = loadgen.settings_for(folder / "user.conf", config.loadgen_model, config.loadgen_scenario, config.mode)
+    loaded = min(
+        len(samples), int(config.settings.get("performance_sample_count_override", config.row.performance_samples))
+    )
+    work = Work(samples.prompt, config.stream, config.generation.max_tokens, loadgen.Bridge(recorder))
+    sut.begin(work)
+    audit = Path(config.audit_config) if config.audit_config else None
+    test = loadgen.Run(sut.issue, settings, len(samples), loaded, folder, audit)
+    title = f"{config.scenario} {config.mode}"
+    status, stopped_by = "complete", None
+    gc.collect()
+    gc.freeze()  # the collector need not walk prompts and engines again and again while the clock runs
+    cpu, began = time.process_time(), time.perf_counter()
+    try:
+        test.start()
+        while not test.done.wait(POLL):
+            progress.update(title, sut.counts(), expected_queries(config, len(samples)))
+            if sut.aborted is not None:
+                # Ctrl-C in a terminal reaches the engines too: an engine that dies of it is no reason of its own.
+                time.sleep(0.3)
+                status, stopped_by = "aborted", sut.aborted
+                break
+    except (KeyboardInterrupt, Interrupted) as reason:
+        status, stopped_by = "interrupted", "Ctrl-C" if isinstance(reason, KeyboardInterrupt) else "SIGTERM"
+        sut.abandon(f"the test was interrupted by {stopped_by}.")
+    if sut.aborted is not None and status == "complete":
+        status, stopped_by = "aborted", sut.aborted
+    system.left_behind = not test.done.wait(GRACE)
+    gc.unfreeze()
+    return gather_facts(sut, work, status, stopped_by, began, time.process_time() - cpu)
+
+
+def gather_facts(sut: SUT, work: Work, status: str, stopped_by: str | None, began: float, process_cpu: float) -> Facts:
+    """What the SUT's books say at the end of a test."""
+    start = work.began or began
+    end = max([start, *(replica.books.last_done for replica in sut.replicas)])
+    duration = end - start
+
+    def share(replica: Replica) -> results.Replica:
+        books = replica.books
+        return results.Replica(
+            name=replica.name,
+            queries=books.queries,
+            tokens=books.tokens,
+            failures=books.failures,
+            busy_share=books.busy / duration if duration else 0.0,
+            tail_idle_s=end - books.last_done if books.last_done else duration,
+            ejected_s=None if books.ejected_at is None else books.ejected_at - start,
+        )
+
+    return Facts(
+        status=status,
+        stopped_by=stopped_by,
+        issued=work.issued,
+        completed=work.completed,
+        failures=dict(work.failures),
+        first_failure=work.first_failure,
+        retries=work.retries,
+        duration=duration,
+        replicas=[share(replica) for replica in sut.replicas],
+        loop_cpu=sut.loop_cpu() - work.loop_cpu,
+        process_cpu=process_cpu,
+    )
+
+
+def expected_queries(config: RunConfig, samples: int) -> int | None:
+    """How many samples the test will issue, where that is known beforehand."""
+    if config.mode == "accuracy":
+        return samples
+    if config.scenario != "Offline":
+        return None
+    settings = config.settings
+    duration, rate = settings.get("min_duration", 600_000) / 1000, settings.get("target_qps", 1.0)
+    count = max(int(settings.get("min_query_count", 100)), int(1.1 * duration * rate))
+    loaded = int(settings.get("performance_sample_count_override", config.row.performance_samples))
+    return -(-count // loaded) * loaded  # whole passes over the loaded samples
+
+
+def score(config: RunConfig, system: System) -> tuple[Accuracy, list[int]]:
+    """Accuracy and the indices answered, from the log that LoadGen has just written."""
+    log = accuracy.read_log(config.output_dir / results.ACCURACY)
+    verdict = accuracy.evaluate(log, system.samples, system.tokenizer, config.row.targets, why_no_target(config))
+    accuracy.save(verdict, config.output_dir)
+    return verdict, log.indices
+
+
+def why_no_target(config: RunConfig) -> str | None:
+    """Why the benchmark's targets say nothing about this run, or None if they hold."""
+    if not config.own_dataset:
+        return "there is no target for this dataset"
+    if config.samples is not None and config.samples < config.row.samples:
+        return f"the targets are those of all {config.row.samples} samples"
+    return None
+
+
+def why_unscored(config: RunConfig, facts: Facts) -> str:
+    return "accuracy is scored in accuracy mode" if config.mode != "accuracy" else f"the test was {facts.status}"
+
+
+def raise_on_signals() -> None:
+    """Ctrl-C and SIGTERM raise in the main thread, also in a shell's background job, which inherits SIGINT ignored."""
+    assert threading.current_thread() is threading.main_thread()
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Interrupted
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, terminate)
+
+
+def dry_run(config: RunConfig, samples: Samples) -> dict[str, Any]:
+    """What would be done: the resolved configuration and the dataset, starting nothing."""
+    lengths = samples.lengths
+    return {
+        "config": as_json(config),
+        "user_conf": conf_text(config.loadgen_model, config.loadgen_scenario, config.settings),
+        "dataset": {
+            "samples": len(samples),
+            "sha256": samples.sha256,
+            "prompt_tokens": {"min": int(lengths.min()), "mean": float(lengths.mean()), "max": int(lengths.max())},
+        },
+    }

@@ -1,0 +1,334 @@
+"""vLLM engines in this process: one AsyncLLM per replica, each with devices of its own.
+
+AsyncLLM runs its engine in a child process, which reads its devices from the environment it is spawned with. The
+environment belongs to the whole process, so engines come up at the same time but are spawned one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sut.backend import Backend, Sink, drive
+from sut.backends import Plan, refuse_unknown
+from sut.errors import ConfigError, Rejected, ReplicaDied, SetupError
+from sut.query import Query
+
+WARM_UP_PROMPTS = 4
+WARM_UP_TOKENS = 8
+
+_spawning = threading.Lock()
+
+
+class VllmEngine:
+    """One replica: an AsyncLLM, its devices pinned through the platform's own variable (on a CPU: its cores)."""
+
+    def __init__(self, name: str, plan: Plan, environment: Mapping[str, str], cores: Sequence[int]) -> None:
+        self._name = name
+        self._plan = plan
+        self._environment = environment
+        self._cores = cores
+        self._engine: Any = None
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._log = plan.log_dir / f"{name}.log" if plan.log_dir else None
+        self.capacity = 2 * int(plan.engine_args.get("max_num_seqs", 256))
+
+    async def start(self) -> None:
+        try:
+            self._engine = await asyncio.to_thread(self._build)
+        except (ConfigError, SetupError):
+            raise
+        except Exception as error:
+            raise SetupError(
+                f"the vLLM engine {self._name} did not start: {_first_line(error)}{self._tail()}"
+            ) from error
+        self.capacity = 2 * int(self._engine.vllm_config.scheduler_config.max_num_seqs)
+        await self._warm_up()
+
+    def submit(self, queries: Sequence[Query], sink: Sink) -> None:
+        loop = asyncio.get_running_loop()
+        for query in queries:
+            task = loop.create_task(drive(self._frames(query), query, sink))
+            self._tasks[query.id] = task
+            task.add_done_callback(partial(self._forget, query.id))
+
+    def _forget(self, key: int, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(key, None)
+
+    def cancel(self, query: Query) -> None:
+        task = self._tasks.pop(query.id, None)
+        if task is not None:
+            task.cancel()
+
+    def trouble(self) -> str | None:
+        if self._engine is not None and self._engine.errored:
+            return f"the vLLM engine died{self._tail()}"
+        return None
+
+    async def stop(self) -> None:
+        """Shut the engine down without noise: its reader first, or it logs an error about its own end."""
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        for task in list(self._tasks.values()):
+            task.cancel()
+        if engine.output_handler is not None:
+            engine.output_handler.cancel()
+            await asyncio.gather(engine.output_handler, return_exceptions=True)
+        await asyncio.to_thread(engine.shutdown)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _build(self) -> Any:
+        """Create the engine; blocks until it is ready, some 10 s. Runs in a thread, several engines at once."""
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        with _spawn_window({**self._environment, **self._logging()}, self._cores, self._log):
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(self._plan)))
+
+    def _logging(self) -> dict[str, str]:
+        """vLLM logs to the engine's own file, which explains its death later; our process's vLLM does so too."""
+        if self._log is None:
+            return {}
+        config = {
+            "version": 1,
+            "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+            "handlers": {
+                "file": {"class": "logging.FileHandler", "filename": str(self._log.resolve()), "formatter": "plain"}
+            },
+            "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
+        }
+        path = self._log.with_suffix(".logging.json")
+        path.write_text(json.dumps(config))
+        return {"VLLM_LOGGING_CONFIG_PATH": str(path.resolve())}
+
+    def _tail(self) -> str:
+        """The last error line that the engine process logged, as an appendix to a message."""
+        if self._log is None or not self._log.exists():
+            return ""
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if " ERROR " in line] or lines
+        return f"; {self._log.name} ends: {errors[-1].strip()[-300:]}" if errors else ""
+
+    def _frames(self, query: Query) -> AsyncIterator[tuple[Sequence[int], str | None]]:
+        return self._generate(f"{query.id:x}", query.prompt.tolist(), query.stream, query.max_tokens)
+
+    async def _generate(
+        self, key: str, prompt: list[int], stream: bool, max_tokens: int
+    ) -> AsyncIterator[tuple[Sequence[int], str | None]]:
+        from vllm import TokensPrompt
+        from vllm.exceptions import VLLMValidationError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            parameters = self._parameters(stream, max_tokens)
+            async for output in self._engine.generate(TokensPrompt(prompt_token_ids=prompt), parameters, key):
+                answer = output.outputs[0]
+                yield answer.token_ids, answer.finish_reason
+        except EngineDeadError as error:
+            raise ReplicaDied(f"the vLLM engine died{self._tail()}") from error
+        except VLLMValidationError as error:
+            raise Rejected(f"vLLM refused the prompt: {_first_line(error)}") from error
+
+    def _parameters(self, stream: bool, max_tokens: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        how = self._plan.generation
+        return SamplingParams(
+            temperature=how.temperature,
+            top_p=how.top_p,
+            top_k=how.top_k,
+            max_tokens=max_tokens,
+            min_tokens=how.min_tokens,
+            ignore_eos=how.ignore_eos,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+            # As few frames as the engine makes: the first token, then the rest.
+            stream_interval=(self._plan.stream_interval or max(1, max_tokens)) if stream else None,
+        )
+
+    async def _warm_up(self) -> None:
+        """Answer a few synthetic prompts, never samples of the dataset (MLCommons' rules forbid those)."""
+
+        async def answer(number: int) -> None:
+            prompt = [3 + (number + position) % 100 for position in range(16)]
+            async for _ in self._generate(f"warm-up-{number}", prompt, False, WARM_UP_TOKENS):
+                pass
+
+        await asyncio.gather(*(answer(number) for number in range(WARM_UP_PROMPTS)))
+
+
+def make_replicas(plan: Plan) -> Sequence[Backend]:
+    """One engine per replica, the devices of this machine divided among them. Raises ConfigError or SetupError."""
+    if find_spec("vllm") is None:
+        raise SetupError(
+            "vLLM is not installed here: run scripts/run.sh, or pip install '.[cpu]' (with a GPU: '.[gpu]')."
+        )
+    # Our own process's vLLM says what matters through exceptions; its console lines would tear the live view.
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+    for key, value in plan.engine_env.items():
+        os.environ[key] = value
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
+        raise SetupError(
+            f"vLLM is installed but cannot be imported ({_first_line(error)}); on a CPU, remove what does not fit its "
+            "torch: pip uninstall torchvision torchaudio torchcodec."
+        ) from error
+    refuse_unknown(plan.engine_args, [field.name for field in fields(AsyncEngineArgs)], "engine argument of vLLM")
+    if current_platform.is_cpu():
+        places = _divide_cores(plan)
+    else:
+        places = _divide_devices(plan, current_platform.device_control_env_var, current_platform.device_count())
+    return [VllmEngine(f"vllm-{i}", plan, *place) for i, place in enumerate(places)]
+
+
+def engine_arguments(plan: Plan) -> dict[str, Any]:
+    """What vLLM's engine is created with: MLPerf's needs, then what the person asked for."""
+    arguments: dict[str, Any] = {
+        "model": plan.model,
+        "dtype": plan.dtype,
+        # Reuse of a KV cache across queries is not allowed (inference_rules.adoc, l.895); vLLM has it on by default.
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+        "generation_config": "vllm",  # never sampling defaults out of the model's folder
+    }
+    if plan.max_model_len is not None:
+        arguments["max_model_len"] = plan.max_model_len
+    if _on_cpu():
+        arguments["enforce_eager"] = True  # torch.compile adds 25 s to the start
+    return arguments | dict(plan.engine_args)
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def _divide_cores(plan: Plan) -> list[tuple[dict[str, str], list[int]]]:
+    """Per replica its environment and cores: a CPU engine is pinned by the affinity that its process inherits.
+
+    The worker shares the engine's process (half the start-up time, a third more tokens/s than a process of its own);
+    without OMP_NUM_THREADS such engines take one thread per core each and spin against each other.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if plan.replicas > len(cores):
+        raise ConfigError(
+            f"{plan.replicas} replicas do not fit {len(cores)} cores: each engine needs a core of its own."
+        )
+    share = len(cores) // plan.replicas
+    # Beside a single engine the harness wants a core: LoadGen, the SUT's loop and the engine's front end run there.
+    width = max(1, share - 1) if plan.replicas == 1 else share
+    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(width), "VLLM_CPU_KVCACHE_SPACE": "1"}
+    for name in environment:
+        if name in os.environ:
+            environment[name] = os.environ[name]
+    places = []
+    for index in range(plan.replicas):
+        mine = cores[index * share : index * share + width]
+        places.append((environment | dict(plan.engine_env), mine))
+    return places
+
+
+def _divide_devices(plan: Plan, variable: str, count: int) -> list[tuple[dict[str, str], list[int]]]:
+    """Per replica the devices it may see, in the platform's own variable: tensor × pipeline parallel of them."""
+    size = int(plan.engine_args.get("tensor_parallel_size", 1)) * int(plan.engine_args.get("pipeline_parallel_size", 1))
+    visible = os.environ.get(variable)
+    devices = visible.split(",") if visible else [str(device) for device in range(count)]
+    if plan.replicas * size > len(devices):
+        raise ConfigError(
+            f"{plan.replicas} replicas of {size} devices need {plan.replicas * size}, and {len(devices)} are visible: "
+            "ask for fewer replicas or less parallelism."
+        )
+    chunks = [devices[i * size : (i + 1) * size] for i in range(plan.replicas)]
+    return [({variable: ",".join(chunk)} | dict(plan.engine_env), []) for chunk in chunks]
+
+
+@contextmanager
+def _spawn_window(environment: Mapping[str, str], cores: Sequence[int], log: Path | None) -> Iterator[None]:
+    """Hold what one engine's process is to inherit until that process exists: environment, affinity, stdout and stderr.
+
+    Closes, and lets the next engine in, as soon as a new child has appeared; the rest of its start overlaps. The first
+    three belong to this whole process meanwhile: who must be heard on stderr writes to a duplicate of it.
+    """
+    _spawning.acquire()
+    known = set(multiprocessing.active_children())
+    before = {name: os.environ.get(name) for name in environment}
+    everywhere = os.sched_getaffinity(0)
+    os.environ.update(environment)
+    restore_output = _redirect_output(log)
+    if cores:
+        os.sched_setaffinity(0, cores)  # of this thread alone, and of what it spawns
+    done = threading.Event()
+
+    def close_early() -> None:
+        while not done.wait(0.02) and not set(multiprocessing.active_children()) - known:
+            pass
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        restore_output()
+        _spawning.release()
+
+    closer = threading.Thread(target=close_early, daemon=True)
+    closer.start()
+    try:
+        yield
+    finally:
+        done.set()
+        closer.join()
+        if cores:
+            _spread_threads(everywhere)
+
+
+def _redirect_output(log: Path | None) -> Callable[[], None]:
+    """Point file descriptors 1 and 2 at the end of a file; the function returned points them back."""
+    if log is None:
+        return lambda: None
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+
+    def restore() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in enumerate(saved, 1):
+            os.dup2(copy, number)
+            os.close(copy)
+
+    return restore
+
+
+def _spread_threads(cores: Iterable[int]) -> None:
+    """Give all threads of this process these cores: those that vLLM has made were born with its engine's alone."""
+    with _spawning:
+        for thread in os.listdir("/proc/self/task"):
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread), cores)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

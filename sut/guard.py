@@ -1,0 +1,104 @@
+"""No process of ours outlives the harness, whatever ends it.
+
+vLLM's engine processes survive a parent that is killed, and a busy one keeps burning its core. The harness marks its
+environment, which every process it starts inherits, and starts a watcher that holds the read end of a pipe. When the
+harness is gone, however it went, the pipe closes and the watcher kills what carries the mark. The watcher lives in a
+session of its own, so that Ctrl-C in a terminal does not reach it.
+
+This file is also the watcher's program: `python guard.py MARK`, standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+VARIABLE = "LOADGEN_HARNESS_MARK"
+
+
+class Guard:
+    """Marks this process's environment and watches over what is started from now on."""
+
+    def __init__(self) -> None:
+        self.mark = uuid4().hex
+        os.environ[VARIABLE] = self.mark
+        # setproctitle, which vLLM calls, would overwrite /proc/PID/environ and the mark in it.
+        os.environ["SPT_NOENV"] = "1"
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", __file__, self.mark],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            env={},
+        )
+
+    def kill(self) -> None:
+        """Kill every process started since, at once and without a word to it."""
+        kill_marked(self.mark)
+
+    def close(self) -> None:
+        """Stop watching; what is still running then is killed."""
+        assert self._watcher.stdin is not None
+        self._watcher.stdin.close()
+        self._watcher.wait()
+        os.environ.pop(VARIABLE, None)
+
+
+def marked(mark: str) -> list[int]:
+    """Process ids whose environment carries the mark, but for this process."""
+    needle = f"{VARIABLE}={mark}\0".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+        except OSError:  # gone meanwhile, or another user's
+            continue
+        if needle in environment:
+            found.append(int(entry.name))
+    return found
+
+
+def kill_marked(mark: str, patience: float = 2.0) -> None:
+    """SIGKILL all that carries the mark, but let multiprocessing's resource trackers end by themselves.
+
+    A tracker ends when its last client is gone and then frees the shared memory they leave behind.
+    """
+    deadline = time.monotonic() + patience
+    while pids := marked(mark):
+        late = time.monotonic() > deadline
+        for pid in pids:
+            if late or not _is_tracker(pid):
+                _kill(pid)
+        if late:
+            return
+        time.sleep(0.02)
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def watch(mark: str) -> None:
+    """Wait for the end of the harness (end of file on stdin), then kill what it left."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.stdin.buffer.read()
+    kill_marked(mark)
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1])

@@ -1,0 +1,84 @@
+"""What is wrong with an answer, a query in flight or a replica, decided by pure functions.
+
+The SUT asks them: `judge` on every answer, `overdue` in one sweep over what is in flight, `may_retry` on a failure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sut.dispatch import Replica
+from sut.errors import (
+    BackendError,
+    BadFinish,
+    FirstTokenLate,
+    Miscounted,
+    NoTokens,
+    OneToken,
+    QueryFailed,
+    ReplicaDied,
+    Stalled,
+    TimedOut,
+)
+from sut.query import Outcome, Query
+
+SWEEP_INTERVAL = 0.25
+"""Seconds between two sweeps: how late a deadline or an idle replica's death may be noticed."""
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One attempt at a query, from its hand-over to a backend until its end. Times as in Outcome."""
+
+    query: Query
+    replica: Replica
+    sent: float
+    attempt: int = 1
+    first_token: float = 0.0
+    first_id: int = -1
+    latest: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds; None is no deadline. `stall` also bounds the time in which nothing at all moves."""
+
+    first_token: float | None = None
+    stall: float | None = 300.0
+    request: float | None = None
+
+
+def judge(flight: Flight, outcome: Outcome) -> QueryFailed | None:
+    """Why this outcome is no right answer, or None. Success is only what the replica said."""
+    if outcome.failure is not None:
+        return outcome.failure
+    if outcome.finish_reason not in ("stop", "length"):
+        return BadFinish(f"the answer ended with the finish reason {outcome.finish_reason!r}")
+    if len(outcome.tokens) == 0:
+        return NoTokens("the answer has no token")
+    if len(outcome.tokens) == 1:
+        return OneToken("the answer has one token, which LoadGen counts as an error")
+    if flight.query.stream and flight.first_id != outcome.tokens[0]:
+        return Miscounted("the answer does not begin with the first token that was reported")
+    return None
+
+
+def overdue(flight: Flight, now: float, deadlines: Deadlines) -> QueryFailed | None:
+    """The deadline that a query in flight has missed, or None."""
+    waited = now - flight.sent
+    if deadlines.request is not None and waited > deadlines.request:
+        return TimedOut(f"no complete answer within {deadlines.request:g} s")
+    if not flight.query.stream:
+        return None
+    if not flight.first_token:
+        if deadlines.first_token is not None and waited > deadlines.first_token:
+            return FirstTokenLate(f"no first token within {deadlines.first_token:g} s")
+    elif deadlines.stall is not None and now - flight.latest > deadlines.stall:
+        return Stalled(f"no further token for {deadlines.stall:g} s")
+    return None
+
+
+def may_retry(flight: Flight, failure: QueryFailed, attempts: int) -> bool:
+    """Whether a resilient SUT serves the query again: nothing of an answer was seen, another replica may do better."""
+    helpable = isinstance(failure, ReplicaDied | BackendError | FirstTokenLate | TimedOut)
+    return helpable and not flight.first_token and flight.attempt < attempts

@@ -1,0 +1,400 @@
+"""The SUT: issue → dispatch → serve → respond.
+
+One asyncio loop in a thread of its own does everything after the hand-over, so there are no locks, and a sample's first
+token and its completion reach the responder from one thread: from two, LoadGen silently misorders them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter, thread_time
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import uvloop
+
+from sut.dispatch import Books, Policy, Replica, make_policy
+from sut.errors import Abandoned, QueryFailed, ReplicaDied
+from sut.health import SWEEP_INTERVAL, Deadlines, Flight, judge, may_retry, overdue
+from sut.query import NO_TOKENS, Outcome, Query, Tokens
+
+T = TypeVar("T")
+
+
+class Responder(Protocol):
+    """Who hears of answers, on the SUT's loop."""
+
+    def first(self, query: Query, ids: Tokens) -> None:
+        """The first token of a streamed answer."""
+
+    def done(self, finished: Sequence[tuple[Query, Outcome]]) -> None:
+        """Queries that ended in this tick of the loop, in order; arrays may be dropped after return."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What one test asks of the SUT: the prompts by sample index, how to answer, and who hears of it."""
+
+    prompt: Callable[[int], Tokens]
+    stream: bool
+    max_tokens: int
+    responder: Responder
+    began: float = 0.0
+    issued: int = 0
+    completed: int = 0
+    tokens: int = 0
+    retries: int = 0
+    late: int = 0
+    loop_cpu: float = 0.0
+    failures: Counter[str] = field(default_factory=Counter)
+    first_failure: str | None = None
+
+
+class Counts(NamedTuple):
+    """A glance at a running test, readable from any thread."""
+
+    issued: int
+    completed: int
+    failed: int
+    tokens: int
+    in_flight: int
+
+
+class ReplicaSink:
+    """The SUT's ear at one replica."""
+
+    __slots__ = ("_replica", "_sut")
+
+    def __init__(self, sut: SUT, replica: Replica) -> None:
+        self._sut = sut
+        self._replica = replica
+
+    def first(self, query: Query, ids: Tokens) -> None:
+        self._sut._first(self._replica, query, ids)
+
+    def progress(self, query: Query, tokens: int) -> None:
+        self._sut._progress(self._replica, query)
+
+    def done(self, query: Query, outcome: Outcome) -> None:
+        self._sut._done(self._replica, query, outcome)
+
+
+class SUT:
+    """Serves what is issued on its replicas; outlives tests, so that one start of the engines serves many."""
+
+    def __init__(
+        self, replicas: Sequence[Replica], dispatch: str, deadlines: Deadlines | None = None, resilient: bool = False
+    ) -> None:
+        self.replicas = list(replicas)
+        self.aborted: str | None = None
+        self._dispatch = dispatch
+        self._policy: Policy = make_policy(dispatch, self.replicas)
+        self._deadlines = deadlines or Deadlines()
+        self._attempts = len(self.replicas) if resilient else 1
+        self._sinks = {replica: ReplicaSink(self, replica) for replica in self.replicas}
+        self._flights: dict[int, Flight] = {}
+        self._queue: deque[Query] = deque()
+        self._attempted: dict[int, int] = {}
+        self._finished: list[tuple[Query, Outcome]] = []
+        self._freed: list[Replica] = []
+        self._moved = 0.0
+        self._work: Work | None = None
+        self._loop = uvloop.new_event_loop()
+        self._loop.set_exception_handler(self._crashed)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sut-loop", daemon=True)
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Start the loop and all replicas at once. Raises ConfigError or SetupError of the first that fails."""
+        self._thread.start()
+        self.run(self._start_replicas())
+        self.run(self._watch())
+
+    def close(self) -> None:
+        """Stop all replicas and the loop."""
+        if not self._thread.is_alive():
+            return
+        self.run(self._stop_replicas())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop from another thread; an interrupt of the waiting thread cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+    async def _start_replicas(self) -> None:
+        starts = [asyncio.ensure_future(replica.backend.start()) for replica in self.replicas]
+        try:
+            await asyncio.gather(*starts)
+        finally:
+            for start in starts:
+                start.cancel()
+        if self._dispatch == "pull":
+            for replica in self.replicas:
+                replica.cap = replica.cap or replica.backend.capacity
+
+    async def _stop_replicas(self) -> None:
+        await asyncio.gather(*(replica.backend.stop() for replica in self.replicas))
+
+    async def _watch(self) -> None:
+        self._loop.call_later(SWEEP_INTERVAL, self._sweep)
+
+    def _crashed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Something raised on the loop where nothing may: the test cannot be trusted any more."""
+        error = context.get("exception")
+        what = f"{type(error).__name__}: {error}" if error else context["message"]
+        self._give_up(f"an error inside the harness: {what}.")
+
+    # -- one test -------------------------------------------------------------------------------------------------
+
+    def begin(self, work: Work) -> None:
+        """Bind the SUT to a test; what is issued from now on belongs to it."""
+        self.run(self._begin(work))
+
+    async def _begin(self, work: Work) -> None:
+        self._work = work
+        self.aborted = None
+        work.loop_cpu = thread_time()
+        for replica in self.replicas:
+            replica.books = Books()
+        if all(replica.ejected is not None for replica in self.replicas):
+            self._give_up(f"no replica is left: {self.replicas[-1].ejected}")
+
+    def issue(self, ids: list[int], indices: list[int]) -> None:
+        """Take queries; called on LoadGen's thread, returns at once and never raises (a raise there is a segfault)."""
+        try:
+            self._loop.call_soon_threadsafe(self._accept, ids, indices, perf_counter())
+        except RuntimeError:  # the loop is closed: the process is on its way out
+            self.aborted = self.aborted or "queries were issued to a closed SUT."
+
+    def abandon(self, reason: str) -> None:
+        """Answer all that is outstanding, and all that is still to come, as a failure; from another thread."""
+        self.run(self._abandon(reason))
+
+    def loop_cpu(self) -> float:
+        """CPU seconds that the loop's thread has used since it started."""
+        return self.run(_thread_time())
+
+    def counts(self) -> Counts:
+        work = self._work
+        if work is None:
+            return Counts(0, 0, 0, 0, 0)
+        return Counts(work.issued, work.completed, work.failures.total(), work.tokens, len(self._flights))
+
+    # -- the life of a query, on the loop -----------------------------------------------------------------------------
+
+    def _accept(self, ids: list[int], indices: list[int], issued: float) -> None:
+        work = self._work
+        assert work is not None
+        if not work.began:
+            work.began = self._moved = issued
+        work.issued += len(ids)
+        prompt, stream, most = work.prompt, work.stream, work.max_tokens
+        self._route([Query(i, n, prompt(n), stream, most, issued) for i, n in zip(ids, indices, strict=True)])
+
+    def _route(self, queries: Iterable[Query]) -> None:
+        """Hand each query to the replica that the policy picks; what finds none stays in the common queue."""
+        if self.aborted is not None:
+            for query in queries:
+                self._end(query, Outcome(NO_TOKENS, failure=Abandoned(self.aborted)))
+            return
+        self._queue.extend(queries)
+        batches: dict[Replica, list[Query]] = {}
+        self._drain(batches)
+        self._submit(batches)
+
+    def _refill(self) -> None:
+        """Once a tick after completions: give the replicas that have room again what waits for them."""
+        freed, self._freed = self._freed, []
+        batches: dict[Replica, list[Query]] = {}
+        for replica in freed:
+            while replica.waiting and replica.room > 0:
+                self._depart(replica, replica.waiting.popleft(), batches)
+        self._drain(batches)
+        self._submit(batches)
+
+    def _drain(self, batches: dict[Replica, list[Query]]) -> None:
+        """Take queries off the common queue, in order, while the policy finds a replica for them."""
+        while self._queue and (replica := self._policy.pick(self._queue[0])) is not None:
+            query = self._queue.popleft()
+            if replica.room > 0:
+                self._depart(replica, query, batches)
+            else:
+                replica.waiting.append(query)
+
+    def _depart(self, replica: Replica, query: Query, batches: dict[Replica, list[Query]]) -> None:
+        now = perf_counter()
+        if not self._flights:
+            self._moved = now
+        if replica.in_flight == 0:
+            replica.books.busy_since = now
+        replica.in_flight += 1
+        self._flights[query.id] = Flight(query, replica, now, self._attempted.get(query.id, 0) + 1)
+        batches.setdefault(replica, []).append(query)
+
+    def _submit(self, batches: dict[Replica, list[Query]]) -> None:
+        for replica, batch in batches.items():
+            replica.backend.submit(batch, self._sinks[replica])
+
+    def _first(self, replica: Replica, query: Query, ids: Tokens) -> None:
+        flight = self._flights.get(query.id)
+        if flight is None or flight.replica is not replica or flight.first_token:
+            self._note_late()
+            return
+        self._moved = flight.first_token = flight.latest = perf_counter()
+        flight.first_id = int(ids[0])
+        assert self._work is not None
+        self._work.responder.first(query, ids)
+
+    def _progress(self, replica: Replica, query: Query) -> None:
+        flight = self._flights.get(query.id)
+        if flight is not None and flight.replica is replica:
+            self._moved = flight.latest = perf_counter()
+
+    def _done(self, replica: Replica, query: Query, outcome: Outcome) -> None:
+        flight = self._flights.get(query.id)
+        if flight is None or flight.replica is not replica:
+            self._note_late()
+            return
+        del self._flights[query.id]
+        now = self._moved = perf_counter()
+        outcome.failure = judge(flight, outcome)
+        outcome.replica, outcome.attempts = replica.name, flight.attempt
+        outcome.sent, outcome.first_token, outcome.last_byte = flight.sent, flight.first_token, now
+        self._leave(replica, outcome, now)
+        if outcome.failure is None:
+            self._end(query, outcome)
+        else:
+            self._failed(flight, outcome)
+
+    def _leave(self, replica: Replica, outcome: Outcome, now: float) -> None:
+        """Take a finished query off its replica's books."""
+        books = replica.books
+        replica.in_flight -= 1
+        if replica.in_flight == 0:
+            books.busy += now - books.busy_since
+        books.last_done = now
+        if outcome.failure is None:
+            books.queries += 1
+            books.tokens += len(outcome.tokens)
+        else:
+            books.failures += 1
+        self._policy.finished(replica)
+        if not self._freed:
+            self._loop.call_soon(self._refill)
+        self._freed.append(replica)
+
+    def _failed(self, flight: Flight, outcome: Outcome) -> None:
+        query, failure, work = flight.query, outcome.failure, self._work
+        assert failure is not None and work is not None
+        if isinstance(failure, ReplicaDied):
+            self._eject(flight.replica, str(failure))
+        if self.aborted is None and may_retry(flight, failure, self._attempts):
+            work.retries += 1
+            self._attempted[query.id] = flight.attempt
+            self._route([query])
+        else:
+            self._end(query, outcome)
+
+    def _end(self, query: Query, outcome: Outcome) -> None:
+        """A query's one and only end."""
+        work = self._work
+        assert work is not None
+        work.completed += 1
+        work.tokens += len(outcome.tokens)
+        if outcome.failure is not None:
+            work.failures[outcome.failure.kind] += 1
+            if work.first_failure is None:
+                where = f" on replica {outcome.replica}" if outcome.replica else ""
+                work.first_failure = f"sample {query.index}{where}: {outcome.failure}"
+        self._attempted.pop(query.id, None)
+        if not self._finished:
+            self._loop.call_soon(self._flush)
+        self._finished.append((query, outcome))
+
+    def _flush(self) -> None:
+        finished, self._finished = self._finished, []
+        assert self._work is not None
+        self._work.responder.done(finished)
+
+    def _note_late(self) -> None:
+        """A frame of an attempt that has already ended, such as one that missed its deadline."""
+        if self._work is not None:
+            self._work.late += 1
+
+    # -- health, on the loop
+    # --------------------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        """One pass over replicas and flights: dead replicas, missed deadlines, and a test that does not move."""
+        self._loop.call_later(SWEEP_INTERVAL, self._sweep)
+        for replica in self.replicas:
+            trouble = replica.backend.trouble()
+            if trouble is not None and replica.ejected is None:
+                self._eject(replica, trouble)
+            elif trouble is None and replica.ejected is not None:
+                replica.ejected = None
+                self._policy.admit(replica)
+                self._freed.append(replica)
+                self._refill()
+        now = perf_counter()
+        missed = [(flight, why) for flight in self._flights.values() if (why := overdue(flight, now, self._deadlines))]
+        for flight, why in missed:
+            self._fail(flight, why)
+        stall = self._deadlines.stall
+        if self._flights and stall is not None and now - self._moved > stall:
+            oldest = next(iter(self._flights.values()))
+            phase = "waiting for its next token" if oldest.first_token else "waiting for its first token"
+            self._give_up(
+                f"no query has moved for {stall:g} s; the oldest is sample {oldest.query.index} on replica "
+                f"{oldest.replica.name}, {phase}."
+            )
+
+    def _fail(self, flight: Flight, why: QueryFailed) -> None:
+        flight.replica.backend.cancel(flight.query)
+        self._done(flight.replica, flight.query, Outcome(NO_TOKENS, failure=why))
+
+    def _eject(self, replica: Replica, reason: str) -> None:
+        """Take a dead replica out: its queries fail (or move on), and without any replica the test is given up."""
+        if replica.ejected is not None:
+            return
+        replica.ejected = reason
+        replica.books.ejected_at = perf_counter()
+        self._policy.eject(replica)
+        for flight in [f for f in self._flights.values() if f.replica is replica]:
+            self._fail(flight, ReplicaDied(reason))
+        waiting = list(replica.waiting)
+        replica.waiting.clear()
+        if all(other.ejected is not None for other in self.replicas):
+            self._give_up(f"no replica is left; the last to go was {replica.name}: {reason}")
+        self._route(waiting)
+
+    async def _abandon(self, reason: str) -> None:
+        self._give_up(reason)
+
+    def _give_up(self, reason: str) -> None:
+        if self.aborted is not None:
+            return
+        self.aborted = reason
+        if self._work is None:
+            return
+        for flight in list(self._flights.values()):
+            self._fail(flight, Abandoned(reason))
+        held = [*self._queue, *(query for replica in self.replicas for query in replica.waiting)]
+        self._queue.clear()
+        for replica in self.replicas:
+            replica.waiting.clear()
+        self._route(held)
+
+
+async def _thread_time() -> float:
+    return thread_time()

@@ -162,9 +162,9 @@ def refuse_long(samples: Samples, longest: int | None, path: Path) -> None:
     if len(too_long):
         first = int(too_long[0])
         raise SetupError(
-            f"{len(too_long)} prompts of {path} do not fit the model beside their answer (first: "
-            f"{samples.ids[first]!r} has {samples.lengths[first]} tokens, room for {longest}): leave them out, or take a "
-            "model with a longer context."
+            f"{len(too_long)} prompts of {path} do not fit the model beside their answer (the first, "
+            f"{samples.ids[first]!r}, has {samples.lengths[first]} tokens and there is room for {longest}): leave them "
+            "out, or take a model with a longer context."
         )
 
 

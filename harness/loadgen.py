@@ -15,6 +15,7 @@ from pathlib import Path
 import mlperf_loadgen as lg
 import numpy as np
 
+from harness.config import RunConfig
 from harness.recorder import Recorder
 from sut.errors import SetupError
 from sut.query import NO_TOKENS, Outcome, Query, Tokens
@@ -25,13 +26,26 @@ Issue = Callable[[list[int], list[int]], None]
 _settings: tuple[tuple[str, str], lg.TestSettings] | None = None
 
 
-def settings_for(user_conf: Path, model: str, scenario: str, mode: str) -> lg.TestSettings:
-    """LoadGen's settings: built-in mlperf.conf, then `user_conf` at the first call of the process; later calls set the
-    mode.
+# user.conf's key -> the field of TestSettings that it sets, for the tests after the first of a process.
+_FIELDS = {
+    "min_duration": "min_duration_ms",
+    "max_duration": "max_duration_ms",
+    "min_query_count": "min_query_count",
+    "max_query_count": "max_query_count",
+    "performance_sample_count_override": "performance_sample_count_override",
+}
+_RATE_FIELDS = {"Server": "server_target_qps", "Offline": "offline_expected_qps"}
 
-    Raises SetupError for another model or scenario than the first: that takes another process.
+
+def settings_for(config: RunConfig) -> lg.TestSettings:
+    """LoadGen's settings for a test whose user.conf is already written.
+
+    The first call of a process reads the built-in mlperf.conf and that user.conf; a later one changes counts, durations
+    and the rate of the same settings. Raises SetupError for another model or scenario: that takes another process.
     """
     global _settings
+    model, scenario = config.loadgen_model, config.loadgen_scenario
+    user_conf = config.output_dir / "user.conf"
     if _settings is None:
         fresh = lg.TestSettings()
         code = fresh.FromConfig(str(user_conf), model, scenario, 1)
@@ -45,7 +59,10 @@ def settings_for(user_conf: Path, model: str, scenario: str, mode: str) -> lg.Te
         raise SetupError(
             f"LoadGen is set up for {known} in this process; {(model, scenario)} needs a process of its own."
         )
-    settings.mode = {"performance": lg.TestMode.PerformanceOnly, "accuracy": lg.TestMode.AccuracyOnly}[mode]
+    for key, name in (_FIELDS | {"target_qps": _RATE_FIELDS.get(scenario, "")}).items():
+        if name and key in config.settings:
+            setattr(settings, name, config.settings[key])
+    settings.mode = {"performance": lg.TestMode.PerformanceOnly, "accuracy": lg.TestMode.AccuracyOnly}[config.mode]
     return settings
 
 

@@ -114,6 +114,7 @@ def open_sut(config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress
 
 
 def make_sut(config: RunConfig) -> SUT:
+    """The SUT with its replicas, nothing started. Raises ConfigError or SetupError for what the backend refuses."""
     plan = Plan(
         replicas=config.replicas,
         model=config.model,
@@ -175,7 +176,7 @@ def drive_loadgen(config: RunConfig, system: System, recorder: Recorder, progres
     from harness import loadgen
 
     sut, samples, folder = system.sut, system.samples, config.output_dir
-    settings = loadgen.settings_for(folder / "user.conf", config.loadgen_model, config.loadgen_scenario, config.mode)
+    settings = loadgen.settings_for(config)
     loaded = min(
         len(samples), int(config.settings.get("performance_sample_count_override", config.row.performance_samples))
     )
@@ -286,7 +287,8 @@ def raise_on_signals() -> None:
 
 
 def dry_run(config: RunConfig, samples: Samples) -> dict[str, Any]:
-    """What would be done: the resolved configuration and the dataset, starting nothing."""
+    """What would be done: the resolved configuration, checked by the backend too, and the dataset; starts nothing."""
+    make_sut(config)
     lengths = samples.lengths
     return {
         "config": as_json(config),

@@ -62,7 +62,7 @@ def call(words: Sequence[str], debug: bool = False) -> int:
     try:
         code = cli.main(args=list(words), prog_name="loadgen-harness", standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except click.NoArgsIsHelpError as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return USAGE
     except click.ClickException as error:

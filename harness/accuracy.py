@@ -92,7 +92,7 @@ def evaluate(
         raise SetupError(f"{log.path}: sample {unknown[0]} is not in the dataset of {len(samples)}.")
     scores = score(log.answers, samples, tokenizer)
     passed, why = decide(scores, targets, why_not)
-    return Accuracy(scores, targets, passed, why, len(log.answers))
+    return Accuracy(scores, {} if why_not else targets, passed, why, len(log.answers))
 
 
 def save(accuracy: Accuracy, folder: Path) -> None:

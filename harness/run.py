@@ -38,8 +38,8 @@ GRACE = 1.0
 """Seconds that a stopped test gets to end by itself before it is left behind."""
 
 
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM; a BaseException as KeyboardInterrupt is, so that nothing swallows it on its way."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
 
 
 @dataclass
@@ -198,8 +198,8 @@ def drive_loadgen(config: RunConfig, system: System, recorder: Recorder, progres
                 time.sleep(0.3)
                 status, stopped_by = "aborted", sut.aborted
                 break
-    except (KeyboardInterrupt, Interrupted) as reason:
-        status, stopped_by = "interrupted", "Ctrl-C" if isinstance(reason, KeyboardInterrupt) else "SIGTERM"
+    except KeyboardInterrupt as reason:
+        status, stopped_by = "interrupted", "SIGTERM" if isinstance(reason, Terminated) else "Ctrl-C"
         sut.abandon(f"the test was interrupted by {stopped_by}.")
     if sut.aborted is not None and status == "complete":
         status, stopped_by = "aborted", sut.aborted
@@ -280,7 +280,7 @@ def raise_on_signals() -> None:
     assert threading.current_thread() is threading.main_thread()
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        raise Interrupted
+        raise Terminated
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, terminate)

@@ -38,14 +38,14 @@ class Guard:
         )
 
     def kill(self) -> None:
-        """Kill every process started since, at once and without a word to it."""
-        kill_marked(self.mark)
+        """Kill what was started since and still runs, at once and without a word to it."""
+        kill_marked(self.mark, patience=0)
 
     def close(self) -> None:
-        """Stop watching; what is still running then is killed."""
-        assert self._watcher.stdin is not None
-        self._watcher.stdin.close()
-        self._watcher.wait()
+        """Kill what still runs and stop watching."""
+        self.kill()
+        self._watcher.kill()
+        self._watcher.communicate()
         os.environ.pop(VARIABLE, None)
 
 
@@ -65,18 +65,19 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def kill_marked(mark: str, patience: float = 2.0) -> None:
-    """SIGKILL all that carries the mark, but let multiprocessing's resource trackers end by themselves.
+def kill_marked(mark: str, patience: float) -> None:
+    """SIGKILL all that carries the mark, but leave multiprocessing's resource trackers `patience` seconds to end.
 
-    A tracker ends when its last client is gone and then frees the shared memory they leave behind.
+    A tracker ends by itself when its last client is gone, this process included, and then frees the shared memory that
+    they left behind. Without patience none is killed.
     """
     deadline = time.monotonic() + patience
     while pids := marked(mark):
-        late = time.monotonic() > deadline
-        for pid in pids:
-            if late or not _is_tracker(pid):
-                _kill(pid)
-        if late:
+        late = bool(patience) and time.monotonic() > deadline
+        doomed = [pid for pid in pids if late or not _is_tracker(pid)]
+        for pid in doomed:
+            _kill(pid)
+        if not doomed and not patience:
             return
         time.sleep(0.02)
 
@@ -97,7 +98,7 @@ def watch(mark: str) -> None:
     """Wait for the end of the harness (end of file on stdin), then kill what it left."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    kill_marked(mark)
+    kill_marked(mark, patience=2.0)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ user.conf into the output directory; LoadGen reads that file, and is then held t
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from harness.benchmarks import SCENARIOS, Benchmark, Number
 from sut.backends import BACKENDS, Generation
 from sut.dispatch import POLICIES
 from sut.errors import ConfigError
+
+# Names of variables whose values are never saved or shown.
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 MODES = ("performance", "accuracy")
 FAILURE_POLICIES = ("strict", "resilient")
@@ -124,10 +129,10 @@ class RunConfig:
     def loadgen_model(self) -> str:
         return self.row.model_key(self.scenario)
 
-    @property
-    def own_dataset(self) -> bool:
-        """Whether the samples are the benchmark's own, which alone have targets."""
-        return self.dataset == self.row.dataset
+    def has_own_dataset(self, samples: int) -> bool:
+        """Whether these are all of the benchmark's own samples, which alone have targets; told by number where the
+        benchmark's dataset does not ship with the harness."""
+        return samples == self.row.samples and self.row.dataset in (None, self.dataset)
 
     @property
     def stream(self) -> bool:
@@ -226,8 +231,8 @@ def resolve_settings(row: Benchmark, scenario: str, conf: Conf, options: Mapping
             f"--target-qps has no meaning in {scenario}, which issues the next query when the last is answered."
         )
     for key, value in (settings | dict(options)).items():
-        if value < 0 or (key == "target_qps" and value == 0):
-            raise ConfigError(f"{key} is {value}: it must be positive.")
+        if not isfinite(value) or value < 0 or (key == "target_qps" and value == 0):
+            raise ConfigError(f"{key} is {value}: it must be a positive number.")
     return settings | dict(options)
 
 
@@ -410,5 +415,9 @@ def at_least_one(**numbers: int | None) -> None:
 def as_json(config: RunConfig) -> dict[str, Any]:
     """Every option by its long name, as result.json holds it."""
     plain = {field.name: getattr(config, field.name) for field in fields(config)}
-    generation = {field.name: getattr(config.generation, field.name) for field in fields(config.generation)}
-    return plain | {"output_dir": str(config.output_dir), "generation": generation, "overrides": list(config.overrides)}
+    return plain | {
+        "output_dir": str(config.output_dir),
+        "generation": asdict(config.generation),
+        "overrides": list(config.overrides),
+        "engine_env": {name: "***" if SECRET.search(name) else value for name, value in config.engine_env.items()},
+    }

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from harness.config import SECRET
+
 PACKAGES = [
     "loadgen-harness",
     "mlcommons-loadgen",
@@ -27,7 +29,6 @@ PACKAGES = [
 _VARIABLES = re.compile(
     r"^(VLLM_|OMP_|MKL_|KMP_|CUDA_|NVIDIA_|NCCL_|HIP_|ROCR_|TPU_|PYTORCH_|TORCH_|HF_|LD_PRELOAD$|PYTHONHASH)"
 )
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
 def describe() -> dict[str, Any]:
@@ -52,7 +53,7 @@ def describe() -> dict[str, Any]:
 def variables(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that change how engines run; never one whose name speaks of a secret."""
     return {
-        name: environment[name] for name in sorted(environment) if _VARIABLES.match(name) and not _SECRET.search(name)
+        name: environment[name] for name in sorted(environment) if _VARIABLES.match(name) and not SECRET.search(name)
     }
 
 

@@ -37,7 +37,6 @@ class Recorder:
         self._number = {name: index for index, name in enumerate(replicas)}
         self._columns: dict[str, Column] = {name: np.zeros(max(1, expected), kind) for name, kind in _NUMBERS.items()}
         self._errors: dict[int, str] = {}
-        self._began: float | None = None
         self._size = 0
 
     def __len__(self) -> int:
@@ -49,8 +48,6 @@ class Recorder:
             self._columns = {
                 name: np.concatenate((column, np.zeros_like(column))) for name, column in self._columns.items()
             }
-        if self._began is None and finished:
-            self._began = min(query.issued for query, _ in finished)
         columns = self._columns
         samples, replicas, inputs, outputs = (
             columns[k] for k in ("sample_index", "replica", "input_tokens", "output_tokens")
@@ -72,9 +69,7 @@ class Recorder:
     def column(self, name: str) -> Column:
         """One column as far as it is filled."""
         values = self._columns[name][: self._size]
-        if name == "issued_s":
-            return values - (self._began or 0.0)
-        return values
+        return values - values.min() if name == "issued_s" and self._size else values
 
     def good(self) -> npt.NDArray[np.bool_]:
         """Which rows are answers and not failures."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from harness.results import RunResult
+from harness.results import RunResult, finite
 
 _LATENCIES = (("ttft_s", "time to first token"), ("tpot_s", "time per output token"), ("latency_s", "latency"))
 
@@ -87,4 +87,4 @@ def readiness(result: RunResult) -> str:
 
 def as_json_line(result: RunResult) -> str:
     """The result as one line, for the last line of stdout."""
-    return json.dumps(dict(result.content), allow_nan=False)
+    return json.dumps(finite(result.content), allow_nan=False)

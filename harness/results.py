@@ -12,13 +12,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from harness.config import RunConfig, as_json, reported_differences, round_settings
+from harness.config import RunConfig, as_json, reported_differences, resolve_settings, round_settings
 from harness.recorder import Recorder
 from sut.errors import SetupError
 
@@ -80,6 +81,8 @@ class Facts:
     replicas: Sequence[Replica]
     loop_cpu: float
     process_cpu: float
+    loop_lags: Sequence[float] = ()
+    respond_times: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,21 @@ class RunResult:
         path = self.folder / RESULT
         draft = path.with_suffix(".json.part")
         with draft.open("w") as file:
-            file.write(json.dumps(self.content, indent=1, allow_nan=False) + "\n")
+            file.write(json.dumps(finite(self.content), indent=1, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
+
+
+def finite(value: Any) -> Any:
+    """The same content with null for what JSON cannot hold: no number and no infinity may cost a whole result."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return value
 
 
 def load(folder: Path) -> RunResult:
@@ -121,6 +135,8 @@ def load(folder: Path) -> RunResult:
         raise SetupError(f"{folder} holds no finished result: cannot read {path.name}: {error.strerror}.") from error
     except ValueError as error:
         raise SetupError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise SetupError(f"{path} is no result: it does not hold a JSON object.")
     if content.get("format_version") != FORMAT_VERSION:
         raise SetupError(f"{path} has format {content.get('format_version')}, and this harness reads {FORMAT_VERSION}.")
     return RunResult(content, folder)
@@ -205,12 +221,12 @@ def not_ready_reasons(
         reasons.append(
             "accuracy is below its target" if passed is False else "this run does not show that accuracy is met"
         )
-    if not config.own_dataset or total != row.samples:
+    if not config.has_own_dataset(total):
         reasons.append(f"the samples are not the benchmark's own {row.samples}")
     if config.model != row.model:
         reasons.append(f"the model is {config.model}, not the benchmark's {row.model}")
     model, scenario = config.loadgen_model, config.loadgen_scenario
-    fixed = round_settings(model, scenario) | dict(row.settings.get(scenario, {}))
+    fixed = round_settings(model, scenario) | resolve_settings(row, config.scenario, {}, {})
     fixed = {key: value for key, value in fixed.items() if key != "target_qps"}
     reasons += [f"the benchmark's {text}" for text in reported_differences(fixed, scenario, log.values)]
     if config.generation != row.generation or config.generation.temperature != 0:
@@ -303,9 +319,15 @@ def overhead(log: Log, recorder: Recorder, facts: Facts) -> dict[str, float | No
             break
     return {
         "schedule_lag_s": lag,
+        "loop_lag_p99_s": _p99(facts.loop_lags),
+        "respond_p99_s": _p99(facts.respond_times),
         "loop_busy_share": facts.loop_cpu / facts.duration if facts.duration else 0.0,
         "cpu_s_per_1000_queries": 1000 * facts.process_cpu / facts.completed if facts.completed else 0.0,
     }
+
+
+def _p99(values: Sequence[float]) -> float | None:
+    return float(np.percentile(values, 99)) if len(values) else None
 
 
 def is_client_limited(cost: Mapping[str, float | None], figures: Mapping[str, Any]) -> bool:

@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Any
 
 from harness import accuracy, environment, results
-from harness.accuracy import Accuracy
 from harness.config import RunConfig, as_json, conf_text, fit_to_dataset
 from harness.dataset import Samples, Tokenizer, load, read_json
 from harness.progress import Progress
@@ -97,11 +96,15 @@ def context_length(config: RunConfig, model: Path) -> int | None:
 
 @contextmanager
 def open_sut(config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress: Progress) -> Iterator[System]:
-    """Bring the replicas up, and take them down whatever happens; what is then still alive is killed."""
+    """Bring the replicas up, and take them down whatever happens; what is then still alive is killed.
+
+    The output directory is made once the backend has agreed to its arguments; its engines' logs go there.
+    """
     guard = Guard()
     try:
         progress.say(f"Starting {config.replicas} {config.backend} replica{'s' * (config.replicas > 1)} …")
         sut = make_sut(config)
+        prepare_folder(config)
         sut.open()
         system = System(sut, samples, tokenizer, guard)
         yield system
@@ -133,7 +136,7 @@ def make_sut(config: RunConfig) -> SUT:
 
 
 def prepare_folder(config: RunConfig) -> None:
-    """Make the output directory. Raises SetupError if it cannot be written or already holds a result."""
+    """Make the output directory. Raises SetupError if it cannot be written, ConfigError if it holds a result."""
     folder = config.output_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,25 +152,28 @@ def run_test(config: RunConfig, system: System, progress: Progress) -> RunResult
     """Run one LoadGen test on a SUT that is up, and save its result."""
     # A stray audit.config is never picked up, but a submitter should know that it lies there.
     stray_audit = Path("audit.config").exists() and config.audit_config is None
-    names = [replica.name for replica in system.sut.replicas]
-    recorder = Recorder(names, expected=len(system.samples))
+    recorder = Recorder([replica.name for replica in system.sut.replicas], expected=len(system.samples))
     facts = drive_loadgen(config, system, recorder, progress)
-    recorder.save(config.output_dir / "samples.parquet")
-    verdict, answered = None, None
+    scores, answered = {"passed": None, "why": why_unscored(config, facts)}, None
     if config.mode == "accuracy" and facts.status == "complete":
         progress.say("Scoring the answers …")
-        verdict, answered = score(config, system)
-    result = results.conclude(
-        config,
-        facts,
-        recorder,
-        total=len(system.samples),
-        answered=answered,
-        accuracy=verdict.as_json() if verdict else {"passed": None, "why": why_unscored(config, facts)},
-        environment=environment.describe() | {"dataset_sha256": system.samples.sha256},
-        stray_audit=stray_audit,
-    )
-    result.save()
+        try:
+            scores, answered = score(config, system)
+        except KeyboardInterrupt as reason:
+            facts = replace(facts, status="interrupted", stopped_by=f"{name_of(reason)}, while its answers were scored")
+    with signals_ignored():
+        recorder.save(config.output_dir / "samples.parquet")
+        result = results.conclude(
+            config,
+            facts,
+            recorder,
+            total=len(system.samples),
+            answered=answered,
+            accuracy=scores,
+            environment=environment.describe() | {"dataset_sha256": system.samples.sha256},
+            stray_audit=stray_audit,
+        )
+        result.save()
     return result
 
 
@@ -199,7 +205,8 @@ def drive_loadgen(config: RunConfig, system: System, recorder: Recorder, progres
                 status, stopped_by = "aborted", sut.aborted
                 break
     except KeyboardInterrupt as reason:
-        status, stopped_by = "interrupted", "SIGTERM" if isinstance(reason, Terminated) else "Ctrl-C"
+        ignore_signals()  # for good: the rest takes a second or two, and a second Ctrl-C would cost the result
+        status, stopped_by = "interrupted", name_of(reason)
         sut.abandon(f"the test was interrupted by {stopped_by}.")
     if sut.aborted is not None and status == "complete":
         status, stopped_by = "aborted", sut.aborted
@@ -238,6 +245,8 @@ def gather_facts(sut: SUT, work: Work, status: str, stopped_by: str | None, bega
         replicas=[share(replica) for replica in sut.replicas],
         loop_cpu=sut.loop_cpu() - work.loop_cpu,
         process_cpu=process_cpu,
+        loop_lags=work.loop_lags,
+        respond_times=work.respond_times,
     )
 
 
@@ -254,21 +263,23 @@ def expected_queries(config: RunConfig, samples: int) -> int | None:
     return -(-count // loaded) * loaded  # whole passes over the loaded samples
 
 
-def score(config: RunConfig, system: System) -> tuple[Accuracy, list[int]]:
-    """Accuracy and the indices answered, from the log that LoadGen has just written."""
-    log = accuracy.read_log(config.output_dir / results.ACCURACY)
-    verdict = accuracy.evaluate(log, system.samples, system.tokenizer, config.row.targets, why_no_target(config))
+def score(config: RunConfig, system: System) -> tuple[dict[str, Any], list[int]]:
+    """Accuracy and the indices answered, from the log that LoadGen has just written; one in disorder scores nothing."""
+    try:
+        log = accuracy.read_log(config.output_dir / results.ACCURACY)
+        why_not = why_no_target(config, len(system.samples))
+        verdict = accuracy.evaluate(log, system.samples, system.tokenizer, config.row.targets, why_not)
+    except SetupError as error:
+        return {"passed": None, "why": str(error)}, []
     accuracy.save(verdict, config.output_dir)
-    return verdict, log.indices
+    return verdict.as_json(), log.indices
 
 
-def why_no_target(config: RunConfig) -> str | None:
+def why_no_target(config: RunConfig, samples: int) -> str | None:
     """Why the benchmark's targets say nothing about this run, or None if they hold."""
-    if not config.own_dataset:
-        return "there is no target for this dataset"
-    if config.samples is not None and config.samples < config.row.samples:
-        return f"the targets are those of all {config.row.samples} samples"
-    return None
+    if config.has_own_dataset(samples):
+        return None
+    return f"there is no target for this dataset, only for the benchmark's own {config.row.samples} samples"
 
 
 def why_unscored(config: RunConfig, facts: Facts) -> str:
@@ -284,6 +295,26 @@ def raise_on_signals() -> None:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, terminate)
+
+
+def name_of(interrupt: KeyboardInterrupt) -> str:
+    return "SIGTERM" if isinstance(interrupt, Terminated) else "Ctrl-C"
+
+
+def ignore_signals() -> dict[signal.Signals, Any]:
+    """No Ctrl-C and no SIGTERM from now on; returns the handlers that were in place."""
+    return {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+@contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Finish what has begun: no Ctrl-C and no SIGTERM in this block."""
+    handlers = ignore_signals()
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def dry_run(config: RunConfig, samples: Samples) -> dict[str, Any]:

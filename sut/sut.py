@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import uvloop
 
 from sut.dispatch import Books, Policy, Replica, make_policy
-from sut.errors import Abandoned, QueryFailed, ReplicaDied
+from sut.errors import Abandoned, BackendError, QueryFailed, ReplicaDied
 from sut.health import SWEEP_INTERVAL, Deadlines, Flight, judge, may_retry, overdue
 from sut.query import NO_TOKENS, Outcome, Query, Tokens
 
 T = TypeVar("T")
+
+LAG_INTERVAL = 0.02
+"""Seconds between two looks at how late the loop is."""
 
 
 class Responder(Protocol):
@@ -36,7 +40,11 @@ class Responder(Protocol):
 
 @dataclass(slots=True)
 class Work:
-    """What one test asks of the SUT: the prompts by sample index, how to answer, and who hears of it."""
+    """What one test asks of the SUT: the prompts by sample index, how to answer, and who hears of it; then its books.
+
+    `loop_lags` are how late a timer of the loop rang, `respond_times` how long the oldest answer of a tick waited until
+    the responder had it; in seconds.
+    """
 
     prompt: Callable[[int], Tokens]
     stream: bool
@@ -49,6 +57,8 @@ class Work:
     retries: int = 0
     late: int = 0
     loop_cpu: float = 0.0
+    loop_lags: array[float] = field(default_factory=lambda: array("d"))
+    respond_times: array[float] = field(default_factory=lambda: array("d"))
     failures: Counter[str] = field(default_factory=Counter)
     first_failure: str | None = None
 
@@ -164,6 +174,7 @@ class SUT:
         self._work = work
         self.aborted = None
         work.loop_cpu = thread_time()
+        self._feel_lag(work, perf_counter())
         for replica in self.replicas:
             replica.books = Books()
         if all(replica.ejected is not None for replica in self.replicas):
@@ -243,7 +254,13 @@ class SUT:
 
     def _submit(self, batches: dict[Replica, list[Query]]) -> None:
         for replica, batch in batches.items():
-            replica.backend.submit(batch, self._sinks[replica])
+            try:
+                replica.backend.submit(batch, self._sinks[replica])
+            except Exception as error:  # noqa: BLE001 - whatever a backend raises, its queries must be answered
+                failure = BackendError(f"submit raised {type(error).__name__}: {error}")
+                for query in batch:
+                    if (flight := self._flights.get(query.id)) is not None and flight.replica is replica:
+                        self._fail(flight, failure)
 
     def _first(self, replica: Replica, query: Query, ids: Tokens) -> None:
         flight = self._flights.get(query.id)
@@ -323,8 +340,11 @@ class SUT:
 
     def _flush(self) -> None:
         finished, self._finished = self._finished, []
-        assert self._work is not None
-        self._work.responder.done(finished)
+        work = self._work
+        assert work is not None
+        work.responder.done(finished)
+        if oldest := finished[0][1].last_byte:
+            work.respond_times.append(perf_counter() - oldest)
 
     def _note_late(self) -> None:
         """A frame of an attempt that has already ended, such as one that missed its deadline."""
@@ -358,6 +378,13 @@ class SUT:
                 f"no query has moved for {stall:g} s; the oldest is sample {oldest.query.index} on replica "
                 f"{oldest.replica.name}, {phase}."
             )
+
+    def _feel_lag(self, work: Work, due: float) -> None:
+        """Ring every LAG_INTERVAL while this test is the current one, and note how late."""
+        if self._work is work:
+            now = perf_counter()
+            work.loop_lags.append(now - due)
+            self._loop.call_later(LAG_INTERVAL, self._feel_lag, work, now + LAG_INTERVAL)
 
     def _fail(self, flight: Flight, why: QueryFailed) -> None:
         flight.replica.backend.cancel(flight.query)

@@ -14,32 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import RunConfig, resolve
+from harness.dataset import COLUMNS
 from harness.demo import MODEL
 from harness.progress import Progress
 from harness.run import check, open_sut, prepare_folder, run_test
 
 # Raw rows as people bring them: no system prompt, other scripts, a line separator, a long prompt.
 ROWS = [
-    {"id": "flan.1", "system_prompt": "", "question": "Is the sky blue?", "response": "Yes."},
-    {
-        "id": "cot.2",
-        "system_prompt": "Think.",
-        "question": "日本の首都はどこですか。\u2028¿Y la de España?",
-        "response": "東京 y Madrid",
-    },
-    {
-        "id": "niv.3",
-        "system_prompt": "You are terse.",
-        "question": "Repeat: " + "one two three " * 250,
-        "response": "ok",
-    },
-    {"id": "t0.4", "system_prompt": "", "question": "A\tB\r\nC 😀 d", "response": "A B C"},
+    ("flan.1", "", "Is the sky blue?", "Yes."),
+    ("cot.2", "Think.", "日本の首都はどこですか。\u2028¿Y la de España?", "東京 y Madrid"),
+    ("niv.3", "You are terse.", "Repeat: " + "one two three " * 250, "ok"),
+    ("t0.4", "", "A\tB\r\nC 😀 d", "A B C"),
 ]
 
 
 def rows_file(folder: Path) -> Path:
     path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS))
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in ROWS]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
 
 
@@ -81,15 +73,9 @@ def offline(folder: Path) -> None:
         {**rows, "output_dir": folder / "rows"},
     ]
     run_all(plans, resolve(**common, output_dir=folder / "engines"))
-    broken = {
-        "scenario": "Offline",
-        "mode": "accuracy",
-        "model": str(zeroed_model(folder)),
-        "engine_arg": {"dtype": "float32"},
-    }
-    run_all(
-        [{**broken, "output_dir": folder / "zeroed-accuracy"}], resolve(**broken, output_dir=folder / "zeroed-engine")
-    )
+    zeroed = {"scenario": "Offline", "model": str(zeroed_model(folder)), "engine_arg": {"dtype": "float32"}}
+    plan = {**zeroed, "mode": "accuracy", "output_dir": folder / "zeroed-accuracy"}
+    run_all([plan], resolve(**zeroed, output_dir=folder / "zeroed-engine"))
 
 
 def server(folder: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -49,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and leave with the documented exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     code = call(words, debug="--debug" in words)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a closed pipe
+            stream.flush()
     # Not sys.exit: LoadGen's thread may still sit in a test that was stopped, and cannot be told to end.
     os._exit(code)
 
@@ -66,7 +68,7 @@ def call(words: Sequence[str], debug: bool = False) -> int:
         error.show()
         return USAGE
     except click.ClickException as error:
-        return complain(f"{error.format_message().rstrip('.')}; --help lists the options.", USAGE, debug=False)
+        return complain(f"{error.format_message().rstrip('.?')}; --help lists the options.", USAGE, debug=False)
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except ConfigError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,12 +115,11 @@ def show_plan(config: Any, samples: Any) -> int:
 def run_and_report(config: Any, samples: Any, tokenizer: Any, as_json: bool, quiet: bool) -> int:
     from harness import report
     from harness.progress import Progress
-    from harness.run import open_sut, prepare_folder, run_test
+    from harness.run import open_sut, run_test
 
-    prepare_folder(config)
     with Progress(quiet) as progress, open_sut(config, samples, tokenizer, progress) as system:
         result = run_test(config, system, progress)
-    click.echo(report.as_text(result))
-    if as_json:
-        click.echo(report.as_json_line(result))
+    text = report.as_text(result) + (f"\n{report.as_json_line(result)}" if as_json else "")
+    with suppress(BrokenPipeError):  # whoever read stdout has gone; the result is on disk and the verdict stands
+        print(text, flush=True)
     return result.exit_code

@@ -15,6 +15,7 @@ import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from math import inf, isfinite
 from time import perf_counter
 from typing import Any
 
@@ -69,6 +70,7 @@ class Job:
     end: float
     fault: str
     due: float
+    begun: bool = False
     cancelled: bool = False
 
     def __lt__(self, other: Job) -> bool:
@@ -123,9 +125,13 @@ class Echo:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Give free slots to waiting queries, then have the timer ring for the next event."""
-        while self._waiting and len(self._jobs) < self._options.slots and self._dead is None:
-            self._begin(*self._waiting.popleft())
+        """Fill free slots and ring what is due, until neither is left; then have the timer ring for the next event."""
+        while True:
+            while self._waiting and len(self._jobs) < self._options.slots and self._dead is None:
+                self._begin(*self._waiting.popleft())
+            if not self._events or self._events[0].due > perf_counter():
+                break
+            self._ring(heapq.heappop(self._events))
         self._set_timer()
 
     def _begin(self, query: Query, sink: Sink) -> None:
@@ -143,11 +149,7 @@ class Echo:
         ttft, tpot = self._pace(query)
         job = Job(query, sink, tokens, now + ttft + tpot * (len(tokens) - 1), fault, now + ttft)
         self._jobs[query.id] = job
-        if job.end <= now:
-            self._ring_first(job)
-            self._ring_end(job)
-        else:
-            heapq.heappush(self._events, job)
+        heapq.heappush(self._events, job)
 
     def _set_timer(self) -> None:
         if not self._events:
@@ -157,35 +159,34 @@ class Echo:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_due = due
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - perf_counter()), self._ring)
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - perf_counter()), self._wake)
 
-    def _ring(self) -> None:
-        """Everything that is due by now: first tokens and ends."""
+    def _wake(self) -> None:
         self._timer = None
-        now = perf_counter()
-        while self._events and self._events[0].due <= now:
-            job = heapq.heappop(self._events)
-            if job.cancelled:
-                continue
-            if job.due < job.end:
-                self._ring_first(job)
-                job.due = job.end
-                heapq.heappush(self._events, job)
-            else:
-                self._ring_end(job)
         self._pump()
 
+    def _ring(self, job: Job) -> None:
+        """The next event of a job: its first token, its end, or both at once."""
+        if job.cancelled:
+            return
+        if not job.begun:
+            self._ring_first(job)
+        if job.end <= job.due:
+            self._ring_end(job)
+        elif job.end < inf:
+            job.due = job.end
+            heapq.heappush(self._events, job)
+
     def _ring_first(self, job: Job) -> None:
+        job.begun = True
         if job.fault == "stall-before":
-            job.end = float("inf")
+            job.end = inf
         elif job.query.stream and len(job.tokens):
             job.sink.first(job.query, job.tokens[:1])
             if job.fault == "stall-after":
-                job.end = float("inf")
+                job.end = inf
 
     def _ring_end(self, job: Job) -> None:
-        if job.end == float("inf"):
-            return
         del self._jobs[job.query.id]
         tokens = job.tokens
         if job.fault == "other-head":
@@ -251,12 +252,15 @@ def make_replicas(plan: Plan) -> Sequence[Backend]:
 
 
 def _convert(name: str, kind: Any, value: Any) -> Any:
+    """A value of the option's type. Raises ConfigError, also for 2.5 slots and for NaN."""
     try:
-        return {"int": int, "float": float, "str": str}[kind](value)
-    except (TypeError, ValueError):
-        raise ConfigError(
-            f"echo: {name}={value!r} is not {'a whole number' if kind == 'int' else 'a number'}."
-        ) from None
+        converted = {"int": int, "float": float, "str": str}[kind](value)
+        fits = isinstance(converted, str) or (isfinite(converted) and converted == float(value))
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ConfigError(f"echo: {name}={value!r} is not {'a whole number' if kind == 'int' else 'a number'}.")
+    return converted
 
 
 def _token_range(text: str) -> tuple[int, int]:

@@ -1,0 +1,348 @@
+"""A run from start to finish, and however it ends: faults, signals, and what stands in its way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config import resolve
+from harness.run import expected_queries, why_no_target
+from sut.backends.echo import FAULTS
+
+Run = Any
+Many = Callable[[Mapping[Any, Sequence[str]]], dict[Any, Run]]
+
+# -- faults ----------------------------------------------------------------------------------------------------
+
+# LoadGen's early stopping needs 459 queries in Server; every tenth is struck.
+FAULTY = {
+    "Offline": ["--samples", "64", "--min-queries", "64"],
+    "Server": ["--samples", "64", "--target-qps", "2000", "--min-duration", "0", "--min-queries", "512"],
+}
+
+STRIKES = {"Offline": 64 // 10, "Server": 512 // 10}
+
+# (fault, scenario) -> status, the kinds of failure (None: as many as were struck), how the first reason begins.
+STALLED = "the test was aborted: no query has moved for 1 s; the oldest is sample "
+DEAD = "the test was aborted: no replica is left; the last to go was echo-0: a scripted fault: the replica died"
+EXPECTED: dict[tuple[str, str], tuple[str, set[str], str]] = {
+    ("error", "Offline"): ("complete", {"backend_error"}, "6 of 64 queries failed (backend_error 6); the first: "),
+    ("error", "Server"): ("complete", {"backend_error"}, "51 of 512 queries failed (backend_error 51); the first: "),
+    ("die", "Offline"): ("aborted", {"replica_died", "abandoned"}, DEAD),
+    ("die", "Server"): ("aborted", {"replica_died", "abandoned"}, DEAD),
+    ("stall-before", "Offline"): ("aborted", {"abandoned"}, STALLED),
+    ("stall-before", "Server"): ("aborted", {"abandoned"}, STALLED),
+    ("stall-after", "Server"): ("complete", {"stalled"}, "51 of 512 queries failed (stalled 51); the first: "),
+    ("one-token", "Offline"): ("complete", {"one_token"}, "6 of 64 queries failed (one_token 6); the first: "),
+    ("one-token", "Server"): ("complete", {"one_token"}, "51 of 512 queries failed (one_token 51); the first: "),
+    ("no-tokens", "Offline"): ("complete", {"no_tokens"}, "6 of 64 queries failed (no_tokens 6); the first: "),
+    ("no-tokens", "Server"): ("complete", {"no_tokens"}, "51 of 512 queries failed (no_tokens 51); the first: "),
+    ("abort", "Offline"): ("complete", {"bad_finish"}, "6 of 64 queries failed (bad_finish 6); the first: "),
+    ("abort", "Server"): ("complete", {"bad_finish"}, "51 of 512 queries failed (bad_finish 51); the first: "),
+    ("other-head", "Server"): ("complete", {"miscounted"}, "51 of 512 queries failed (miscounted 51); the first: "),
+}
+
+# What is no fault where nothing is streamed, or is put right: the second end of a query is dropped.
+HARMLESS = [("stall-after", "Offline"), ("other-head", "Offline"), ("twice", "Offline"), ("twice", "Server")]
+
+# submit raises: a fault of the backend that must come out as a run that is not valid.
+RAISES = [("raise", "Offline"), ("raise", "Server")]
+
+
+@pytest.fixture(scope="module")
+def faulty(many: Many) -> dict[Any, Run]:
+    """A run with every fault in both kinds of scenario."""
+    return many(
+        {
+            (fault, scenario): [
+                *("--scenario", scenario, *FAULTY[scenario]),
+                *("--engine-arg", f"fault={fault}", "--engine-arg", "ttft=0.001", "--stall-timeout", "1"),
+            ]
+            for fault in FAULTS
+            for scenario in FAULTY
+        }
+    )
+
+
+def test_every_fault_has_its_row() -> None:
+    assert {*EXPECTED, *HARMLESS, *RAISES} == {(fault, scenario) for fault in FAULTS for scenario in FAULTY}
+
+
+@pytest.mark.parametrize(("fault", "scenario"), EXPECTED)
+def test_a_fault_makes_a_run_not_valid_and_says_why(faulty: dict[Any, Run], fault: str, scenario: str) -> None:
+    run, (status, kinds, reason) = faulty[fault, scenario], EXPECTED[fault, scenario]
+    assert run.code == 4, run.err
+    result = run.result
+    assert (result["status"], result["valid"]) == (status, False)
+    assert result["invalid_reasons"][0].startswith(reason)
+    failures = result["failures"]
+    assert set(failures["by_kind"]) <= kinds
+    assert failures["count"] == sum(failures["by_kind"].values()) >= STRIKES[scenario]
+    assert failures["first"].startswith("sample ")
+    assert " on replica echo-0: " in failures["first"]
+    # LoadGen heard of every query exactly once, and of no token that was not there
+    assert result["queries"] == {"Offline": 64, "Server": 512}[scenario]
+    assert not any("twice" in str(error) for error in run.error_lines)
+    if status == "complete":
+        assert failures["count"] == STRIKES[scenario]
+        assert failures["by_replica"] == {"echo-0": failures["count"]}
+    first_lines = run.out.splitlines()[:2]
+    assert first_lines[0].startswith(f"demo · {scenario} · performance: NOT VALID")
+    assert first_lines[1] == f"  ✗ {result['invalid_reasons'][0]}"
+
+
+@pytest.mark.parametrize(("fault", "scenario"), HARMLESS)
+def test_what_a_scenario_does_not_see_is_no_fault(faulty: dict[Any, Run], fault: str, scenario: str) -> None:
+    run = faulty[fault, scenario]
+    assert run.code == 0, run.out
+    assert run.error_lines == []
+    assert run.result["queries"] == {"Offline": 64, "Server": 512}[scenario]
+    assert run.result["failures"]["count"] == 0
+
+
+@pytest.mark.parametrize(("fault", "scenario"), RAISES)
+def test_a_backend_that_raises_ends_in_a_result(faulty: dict[Any, Run], fault: str, scenario: str) -> None:
+    run = faulty[fault, scenario]
+    assert run.code == 4, run.err
+    assert run.result["valid"] is False
+    assert "a scripted fault: submit raises" in run.result["invalid_reasons"][0]
+    assert run.result["queries"] == {"Offline": 64, "Server": 512}[scenario]
+
+
+ACCURACY = ["--scenario", "Server", "--mode", "accuracy", "--samples", "64", "--target-qps", "2000"]
+FAILED_BEFORE_FIRST_TOKEN = ["error", "no-tokens"]
+FAILED_AFTER_FIRST_TOKEN = ["stall-after", "abort"]
+
+
+@pytest.fixture(scope="module")
+def faulty_accuracy(many: Many) -> dict[Any, Run]:
+    """Accuracy runs of Server: LoadGen logs the first tokens of queries, also of those that fail."""
+    return many(
+        {
+            fault: [*ACCURACY, "--engine-arg", f"fault={fault}", "--stall-timeout", "1"]
+            for fault in FAILED_BEFORE_FIRST_TOKEN + FAILED_AFTER_FIRST_TOKEN
+        }
+    )
+
+
+@pytest.mark.parametrize("fault", [*FAILED_BEFORE_FIRST_TOKEN, *FAILED_AFTER_FIRST_TOKEN])
+def test_a_fault_in_accuracy_mode_makes_a_run_not_valid(faulty_accuracy: dict[Any, Run], fault: str) -> None:
+    run = faulty_accuracy[fault]
+    assert run.code == 4, (run.code, run.err)
+    assert run.result["valid"] is False
+    assert run.result["failures"]["count"] == 6
+
+
+# -- replicas --------------------------------------------------------------------------------------------------
+
+
+def test_a_replica_that_dies_is_ejected_and_a_resilient_run_goes_on(many: Many) -> None:
+    fault = ["--engine-arg", "fault=die", "--engine-arg", "fault_replica=1", "--engine-arg", "ttft=0.005"]
+    common = ["--scenario", "Offline", "--samples", "64", "--replicas", "2", *fault]
+    runs = many({"strict": common, "resilient": [*common, "--failure-policy", "resilient"]})
+    strict, resilient = runs["strict"].result, runs["resilient"].result
+    assert (runs["strict"].code, strict["status"], strict["valid"]) == (4, "complete", False)
+    assert strict["replicas"][1]["ejected_s"] is not None
+    assert strict["replicas"][0]["ejected_s"] is None
+    assert strict["failures"]["by_replica"] == {"echo-1": strict["failures"]["count"]}
+    assert (runs["resilient"].code, resilient["valid"]) == (0, True)
+    assert resilient["retries"] >= 1
+    assert f"{resilient['retries']} queries were retried" in resilient["not_ready_reasons"]
+
+
+# -- a stray audit.config --------------------------------------------------------------------------------------
+
+
+def test_an_audit_config_in_the_working_directory_is_named_and_not_used(tmp_path: Path, harness: Run) -> None:
+    (tmp_path / "audit.config").write_text("*.*.mode = 2\n*.*.min_query_count = 7\n*.*.accuracy_log_rng_seed = 5\n")
+    run = harness("--scenario", "Offline", "--backend", "echo", "--samples", "64")
+    assert run.code == 0, run.err
+    assert "an audit.config lies in the working directory (it was not used)" in run.result["not_ready_reasons"]
+    assert run.result["queries"] == 64
+    assert run.logged["effective_accuracy_log_rng_seed"] == 0
+    assert run.logged["effective_test_mode"] == "PerformanceOnly"
+
+
+def test_an_audit_config_that_is_asked_for_is_used(tmp_path: Path, harness: Run) -> None:
+    audit = tmp_path / "test06.config"
+    audit.write_text("*.*.accuracy_log_rng_seed = 5\n*.*.accuracy_log_sampling_target = 100\n")
+    run = harness("--scenario", "Offline", "--backend", "echo", "--samples", "64", "--audit-config", str(audit))
+    assert run.code == 0, run.err
+    assert run.logged["effective_accuracy_log_rng_seed"] == 5
+    assert len(json.loads((run.folder / "mlperf_log_accuracy.json").read_text())) == 64
+
+
+# -- signals ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def running(tmp_path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A run under way: LoadGen has begun to issue."""
+    words = [sys.executable, "-m", "harness", *options, "--backend", "echo", "--output-dir", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        log = tmp_path / "out" / "mlperf_log_detail.txt"
+        deadline = time.monotonic() + 20
+        while not log.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# LoadGen would go on for minutes: with new queries, or waiting for the answers of those it has issued.
+LONG = {
+    "issuing": ["--scenario", "Server", "--samples", "64", "--target-qps", "50", "--min-duration", "300"],
+    "waiting": ["--scenario", "Offline", "--samples", "64", "--engine-arg", "ttft=300"],
+    "one by one": ["--scenario", "SingleStream", "--samples", "64", "--engine-arg", "tpot=1"],
+}
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "how"),
+    [
+        (signal.SIGINT, "Ctrl-C", "issuing"),
+        (signal.SIGTERM, "SIGTERM", "issuing"),
+        (signal.SIGINT, "Ctrl-C", "waiting"),
+        (signal.SIGTERM, "SIGTERM", "one by one"),
+    ],
+)
+def test_an_interrupted_run_leaves_a_result_and_does_not_wait_for_loadgen(
+    tmp_path: Path, number: signal.Signals, name: str, how: str
+) -> None:
+    with running(tmp_path, *LONG[how]) as process:
+        sent = time.monotonic()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+        took = time.monotonic() - sent
+    assert process.returncode == 130, err
+    assert took < 5
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["status"], result["valid"]) == ("interrupted", False)
+    assert result["invalid_reasons"][0] == f"the test was interrupted: {name}"
+    assert out.startswith(f"demo · {LONG[how][1]} · performance: NOT VALID (interrupted)")
+    assert "Traceback" not in err
+
+
+def test_an_interrupted_accuracy_run_leaves_a_result(tmp_path: Path) -> None:
+    options = ["--mode", "accuracy", "--engine-arg", "ttft=300", "--scenario", "Server", "--samples", "64"]
+    with running(tmp_path, *options, "--target-qps", "2000") as process:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 130, err
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "interrupted"
+
+
+def test_an_impatient_second_signal_loses_nothing(tmp_path: Path) -> None:
+    with running(tmp_path, *LONG["issuing"]) as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 130, err
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_test_ends_it_with_a_sentence(tmp_path: Path, number: signal.Signals) -> None:
+    """A dataset that is a pipe without a writer is waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    words = [sys.executable, "-m", "harness", "--scenario", "Offline", "--backend", "echo", "--dataset", "pipe"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    writer = None
+    try:
+        while writer is None:  # opening for writing works once there is a reader
+            time.sleep(0.05)
+            try:
+                writer = os.open(tmp_path / "pipe", os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                assert process.poll() is None
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+        process.communicate()
+        if writer is not None:
+            os.close(writer)
+    assert (process.returncode, out, err.strip()) == (130, "", "error: interrupted.")
+
+
+# -- the output directory --------------------------------------------------------------------------------------
+
+
+def test_a_directory_that_holds_a_result_is_left_as_it_is(tmp_path: Path, harness: Run) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "result.json").write_text("precious")
+    run = harness("--scenario", "Offline", "--backend", "echo", "--samples", "64", "--quiet")
+    assert (run.code, run.out) == (2, "")
+    assert run.err == (
+        f"error: {folder} already holds a result: choose another --output-dir, nothing is overwritten.\n"
+    )
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("result.json", "precious")]
+
+
+def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path, harness: Run) -> None:
+    (tmp_path / "file").write_text("precious")
+    for place, why in (("file/out", "Not a directory"), ("file", "File exists")):
+        run = harness("--scenario", "Offline", "--backend", "echo", "--output-dir", place, "--quiet")
+        assert (run.code, run.out) == (3, "")
+        assert run.err == f"error: cannot write to the output directory {place}: {why}.\n"
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+# -- pure parts ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scenario", "options", "expected"),
+    [
+        ("Offline", {}, 1024),
+        # whole passes over the 512 loaded samples
+        ("Offline", {"min_queries": 513}, 1024),
+        ("Offline", {"min_queries": 1}, 512),
+        # 1.1 × duration × rate
+        ("Offline", {"min_queries": 1, "min_duration": 100.0, "target_qps": 10.0}, 1536),
+        # Server's count depends on its schedule
+        ("Server", {}, None),
+        ("SingleStream", {}, None),
+    ],
+)
+def test_how_many_queries_a_performance_test_will_issue(
+    scenario: str, options: dict[str, Any], expected: int | None
+) -> None:
+    assert expected_queries(resolve(scenario=scenario, backend="echo", **options), 1024) == expected
+
+
+def test_an_accuracy_test_issues_each_sample_once() -> None:
+    assert expected_queries(resolve(scenario="Server", backend="echo", mode="accuracy"), 64) == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "samples", "decided"),
+    [
+        ({}, 1024, True),
+        ({}, 64, False),
+        ({"dataset": "/mine.jsonl"}, 1024, False),
+    ],
+)
+def test_targets_hold_for_the_benchmarks_own_samples_alone(
+    options: dict[str, Any], samples: int, decided: bool
+) -> None:
+    why = why_no_target(resolve(scenario="Offline", backend="echo", **options), samples)
+    assert (why is None) == decided

@@ -1,0 +1,106 @@
+"""The tree is an order: a module imports only modules above it, and what is heavy only where it is needed."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Every module of the tree, each above those that may import it.
+ORDER = [
+    "sut",
+    "sut.errors",
+    "sut.query",
+    "sut.guard",
+    "sut.backend",
+    "sut.dispatch",
+    "sut.health",
+    "sut.backends",
+    "sut.backends.echo",
+    "sut.backends.vllm_engine",
+    "sut.sut",
+    "harness",
+    "harness.demo",
+    "harness.benchmarks",
+    "harness.config",
+    "harness.unpickle",
+    "harness.dataset",
+    "harness.environment",
+    "harness.recorder",
+    "harness.results",
+    "harness.loadgen",
+    "harness.rouge",
+    "harness.accuracy",
+    "harness.progress",
+    "harness.run",
+    "harness.report",
+    "harness.cli.run",
+    "harness.cli",
+    "harness.__main__",
+]
+
+HEAVY = {"vllm", "ray", "torch", "transformers"}
+
+
+def path_of(module: str) -> Path:
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def walk(node: ast.AST, at_top: bool) -> Iterator[tuple[ast.AST, bool]]:
+    for child in ast.iter_child_nodes(node):
+        top = at_top and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        yield child, top
+        yield from walk(child, top)
+
+
+def imports(module: str) -> Iterator[tuple[str, bool]]:
+    """(imported module, whether at the module's level); a name out of a package is the module of that name, if any."""
+    for node, at_top in walk(ast.parse(path_of(module).read_text()), True):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, at_top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            assert node.module is not None
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield (whole if whole in ORDER else node.module), at_top
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    found = {name_of(path) for top in ("sut", "harness") for path in (ROOT / top).rglob("*.py")}
+    assert sorted(found) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_modules_above_it(module: str) -> None:
+    above = set(ORDER[: ORDER.index(module)])
+    # A package's factory names its members, and imports them only when asked for one.
+    lazily_named = {name for name in ORDER if name.startswith(f"{module}.")} if module == "sut.backends" else set()
+    for imported, at_top in imports(module):
+        if imported.split(".")[0] in ("sut", "harness"):
+            allowed = above if at_top else above | lazily_named
+            assert imported in allowed, f"{module} imports {imported}, which stands below it"
+
+
+@pytest.mark.parametrize("module", [name for name in ORDER if name.split(".")[0] == "sut"])
+def test_the_system_under_test_knows_no_harness(module: str) -> None:
+    assert "harness" not in {imported.split(".")[0] for imported, _ in imports(module)}
+
+
+def test_one_module_alone_imports_loadgen() -> None:
+    importers = [m for m in ORDER if "mlperf_loadgen" in {imported.split(".")[0] for imported, _ in imports(m)}]
+    assert importers == ["harness.loadgen"]
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_engines_and_tokenizers_are_imported_lazily(module: str) -> None:
+    assert not HEAVY & {imported.split(".")[0] for imported, at_top in imports(module) if at_top}

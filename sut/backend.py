@@ -38,7 +38,7 @@ class Backend(Protocol):
         """Serve these; several are one Offline batch."""
 
     def cancel(self, query: Query) -> None:
-        """Stop working on a query; nothing further is said about it."""
+        """Stop working on a query; nothing further is said about it. Never raises."""
 
     def trouble(self) -> str | None:
         """Why this replica cannot serve any more, or None; asked a few times a second, also when idle."""

@@ -54,8 +54,11 @@ class Books:
 class Policy(Protocol):
     """Chooses among the replicas that are not ejected."""
 
-    def pick(self, query: Query) -> Replica | None:
-        """The replica to serve this query, which is then started; None: keep it queued until one has room."""
+    def pick(self, query: Query, avoid: Replica | None = None) -> Replica | None:
+        """The replica to serve this query, which is then started; None: keep it queued until one has room.
+
+        `avoid` is the replica that has just failed it: taken only if there is no other.
+        """
 
     def finished(self, replica: Replica) -> None:
         """A query has left the replica; `replica.in_flight` is already lower."""
@@ -74,10 +77,12 @@ class RoundRobin:
         self._live = list(replicas)
         self._next = 0
 
-    def pick(self, query: Query) -> Replica | None:
+    def pick(self, query: Query, avoid: Replica | None = None) -> Replica | None:
         if not self._live:
             return None
         self._next = (self._next + 1) % len(self._live)
+        if self._live[self._next - 1] is avoid:
+            self._next = (self._next + 1) % len(self._live)
         return self._live[self._next - 1]
 
     def finished(self, replica: Replica) -> None:
@@ -101,9 +106,11 @@ class Pull:
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self._roomy = deque(replicas)
 
-    def pick(self, query: Query) -> Replica | None:
+    def pick(self, query: Query, avoid: Replica | None = None) -> Replica | None:
         if not self._roomy:
             return None
+        if self._roomy[0] is avoid:
+            self._roomy.rotate(-1)
         replica = self._roomy.popleft()
         if replica.room > 1:
             self._roomy.append(replica)

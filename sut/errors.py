@@ -8,7 +8,7 @@ SutError
     ├── BadFinish        the answer ended for another reason than `stop` or `length`
     ├── NoTokens         a finished answer without a token
     ├── OneToken         a finished answer of one token: LoadGen has no time per output token for it
-    ├── Miscounted       an answer whose first token came twice or differs from its head
+    ├── Miscounted       an answer that does not begin with the first token that was reported
     ├── FirstTokenLate   no first token within the deadline
     ├── Stalled          no token for too long after the first
     ├── TimedOut         not complete within the deadline of the whole request

@@ -21,6 +21,8 @@ from uuid import uuid4
 
 VARIABLE = "LOADGEN_HARNESS_MARK"
 
+_KILL_LIMIT = 3.0
+
 
 class Guard:
     """Marks this process's environment and watches over what is started from now on."""
@@ -69,11 +71,12 @@ def kill_marked(mark: str, patience: float) -> None:
     """SIGKILL all that carries the mark, but leave multiprocessing's resource trackers `patience` seconds to end.
 
     A tracker ends by itself when its last client is gone, this process included, and then frees the shared memory that
-    they left behind. Without patience none is killed.
+    they left behind. Without patience none is killed. Gives up after a few seconds on what cannot be killed, such as a
+    process that hangs in a driver.
     """
-    deadline = time.monotonic() + patience
-    while pids := marked(mark):
-        late = bool(patience) and time.monotonic() > deadline
+    began = time.monotonic()
+    while (pids := marked(mark)) and time.monotonic() < began + patience + _KILL_LIMIT:
+        late = bool(patience) and time.monotonic() > began + patience
         doomed = [pid for pid in pids if late or not _is_tracker(pid)]
         for pid in doomed:
             _kill(pid)
@@ -90,7 +93,7 @@ def _is_tracker(pid: int) -> bool:
 
 
 def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
+    with suppress(OSError):  # gone meanwhile
         os.kill(pid, signal.SIGKILL)
 
 

@@ -107,7 +107,7 @@ class SUT:
         self._sinks = {replica: ReplicaSink(self, replica) for replica in self.replicas}
         self._flights: dict[int, Flight] = {}
         self._queue: deque[Query] = deque()
-        self._attempted: dict[int, int] = {}
+        self._earlier: dict[int, Flight] = {}  # the last attempt of each query that is being served again
         self._finished: list[tuple[Query, Outcome]] = []
         self._freed: list[Replica] = []
         self._moved = 0.0
@@ -176,8 +176,8 @@ class SUT:
         work.loop_cpu = thread_time()
         self._feel_lag(work, perf_counter())
         for replica in self.replicas:
-            replica.books = Books()
-        if all(replica.ejected is not None for replica in self.replicas):
+            replica.books = Books(ejected_at=None if replica.ejected is None else perf_counter())
+        if not self._any_live():
             self._give_up(f"no replica is left: {self.replicas[-1].ejected}")
 
     def issue(self, ids: list[int], indices: list[int]) -> None:
@@ -210,7 +210,12 @@ class SUT:
             work.began = self._moved = issued
         work.issued += len(ids)
         prompt, stream, most = work.prompt, work.stream, work.max_tokens
-        self._route([Query(i, n, prompt(n), stream, most, issued) for i, n in zip(ids, indices, strict=True)])
+        try:
+            queries = [Query(i, n, prompt(n), stream, most, issued) for i, n in zip(ids, indices, strict=True)]
+        except Exception as error:  # noqa: BLE001 - whatever it is, what was issued must be answered
+            self._give_up(f"an error inside the harness: {type(error).__name__}: {error}.")
+            queries = [Query(i, n, NO_TOKENS, stream, most, issued) for i, n in zip(ids, indices, strict=True)]
+        self._route(queries)
 
     def _route(self, queries: Iterable[Query]) -> None:
         """Hand each query to the replica that the policy picks; what finds none stays in the common queue."""
@@ -235,9 +240,14 @@ class SUT:
 
     def _drain(self, batches: dict[Replica, list[Query]]) -> None:
         """Take queries off the common queue, in order, while the policy finds a replica for them."""
-        while self._queue and (replica := self._policy.pick(self._queue[0])) is not None:
-            query = self._queue.popleft()
-            if replica.room > 0:
+        while self._queue:
+            query = self._queue[0]
+            earlier = self._earlier.get(query.id)
+            replica = self._policy.pick(query, earlier.replica if earlier else None)
+            if replica is None:
+                return
+            self._queue.popleft()
+            if replica.room > 0 and not replica.waiting:
                 self._depart(replica, query, batches)
             else:
                 replica.waiting.append(query)
@@ -249,7 +259,8 @@ class SUT:
         if replica.in_flight == 0:
             replica.books.busy_since = now
         replica.in_flight += 1
-        self._flights[query.id] = Flight(query, replica, now, self._attempted.get(query.id, 0) + 1)
+        earlier = self._earlier.get(query.id)
+        self._flights[query.id] = Flight(query, replica, now, earlier.attempt + 1 if earlier else 1)
         batches.setdefault(replica, []).append(query)
 
     def _submit(self, batches: dict[Replica, list[Query]]) -> None:
@@ -306,6 +317,10 @@ class SUT:
         else:
             books.failures += 1
         self._policy.finished(replica)
+        self._call_for_refill(replica)
+
+    def _call_for_refill(self, replica: Replica) -> None:
+        """Look for work for this replica, and for the common queue, in the next tick: never from within a submit."""
         if not self._freed:
             self._loop.call_soon(self._refill)
         self._freed.append(replica)
@@ -315,10 +330,10 @@ class SUT:
         assert failure is not None and work is not None
         if isinstance(failure, ReplicaDied):
             self._eject(flight.replica, str(failure))
-        if self.aborted is None and may_retry(flight, failure, self._attempts):
+        if self.aborted is None and self._any_live() and may_retry(flight, failure, self._attempts):
             work.retries += 1
-            self._attempted[query.id] = flight.attempt
-            self._route([query])
+            self._earlier[query.id] = flight
+            self._queue.append(query)  # for the refill that `_leave` has called for
         else:
             self._end(query, outcome)
 
@@ -333,7 +348,7 @@ class SUT:
             if work.first_failure is None:
                 where = f" on replica {outcome.replica}" if outcome.replica else ""
                 work.first_failure = f"sample {query.index}{where}: {outcome.failure}"
-        self._attempted.pop(query.id, None)
+        self._earlier.pop(query.id, None)
         if not self._finished:
             self._loop.call_soon(self._flush)
         self._finished.append((query, outcome))
@@ -373,10 +388,10 @@ class SUT:
         stall = self._deadlines.stall
         if self._flights and stall is not None and now - self._moved > stall:
             oldest = next(iter(self._flights.values()))
-            phase = "waiting for its next token" if oldest.first_token else "waiting for its first token"
+            phase = "its first token" if oldest.query.stream else "its answer"
             self._give_up(
                 f"no query has moved for {stall:g} s; the oldest is sample {oldest.query.index} on replica "
-                f"{oldest.replica.name}, {phase}."
+                f"{oldest.replica.name}, waiting for {phase}."
             )
 
     def _feel_lag(self, work: Work, due: float) -> None:
@@ -401,9 +416,14 @@ class SUT:
             self._fail(flight, ReplicaDied(reason))
         waiting = list(replica.waiting)
         replica.waiting.clear()
-        if all(other.ejected is not None for other in self.replicas):
+        self._queue.extend(waiting)
+        if self._any_live():
+            self._call_for_refill(replica)
+        else:
             self._give_up(f"no replica is left; the last to go was {replica.name}: {reason}")
-        self._route(waiting)
+
+    def _any_live(self) -> bool:
+        return any(replica.ejected is None for replica in self.replicas)
 
     async def _abandon(self, reason: str) -> None:
         self._give_up(reason)

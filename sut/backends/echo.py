@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import re
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import inf, isfinite
@@ -87,7 +87,7 @@ class Echo:
         self._ttft, self._tpot = options.ttft * slower, options.tpot * slower
         self._strikes = bool(options.fault) and options.fault_replica in (-1, index)
         self._seen = 0
-        self._waiting: deque[tuple[Query, Sink]] = deque()
+        self._waiting: OrderedDict[int, tuple[Query, Sink]] = OrderedDict()
         self._jobs: dict[int, Job] = {}
         self._events: list[Job] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -111,7 +111,7 @@ class Echo:
         return self._dead
 
     def submit(self, queries: Sequence[Query], sink: Sink) -> None:
-        self._waiting.extend((query, sink) for query in queries)
+        self._waiting.update((query.id, (query, sink)) for query in queries)
         self._pump()
 
     def cancel(self, query: Query) -> None:
@@ -120,7 +120,7 @@ class Echo:
             job.cancelled = True
             asyncio.get_running_loop().call_soon(self._pump)
         else:
-            self._waiting = deque(pair for pair in self._waiting if pair[0] is not query)
+            self._waiting.pop(query.id, None)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class Echo:
         """Fill free slots and ring what is due, until neither is left; then have the timer ring for the next event."""
         while True:
             while self._waiting and len(self._jobs) < self._options.slots and self._dead is None:
-                self._begin(*self._waiting.popleft())
+                self._begin(*self._waiting.popitem(last=False)[1])
             if not self._events or self._events[0].due > perf_counter():
                 break
             self._ring(heapq.heappop(self._events))
@@ -183,8 +183,8 @@ class Echo:
             job.end = inf
         elif job.query.stream and len(job.tokens):
             job.sink.first(job.query, job.tokens[:1])
-            if job.fault == "stall-after":
-                job.end = inf
+        if job.fault == "stall-after":
+            job.end = inf
 
     def _ring_end(self, job: Job) -> None:
         del self._jobs[job.query.id]

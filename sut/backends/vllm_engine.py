@@ -14,10 +14,11 @@ import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class VllmEngine:
         self._engine: Any = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._log = plan.log_dir / f"{name}.log" if plan.log_dir else None
-        self.capacity = 2 * int(plan.engine_args.get("max_num_seqs", 256))
+        self.capacity = 512  # until the engine says how many sequences it runs
 
     async def start(self) -> None:
         try:
@@ -248,16 +249,24 @@ def _divide_cores(plan: Plan) -> list[tuple[dict[str, str], list[int]]]:
 
 def _divide_devices(plan: Plan, variable: str, count: int) -> list[tuple[dict[str, str], list[int]]]:
     """Per replica the devices it may see, in the platform's own variable: tensor × pipeline parallel of them."""
-    size = int(plan.engine_args.get("tensor_parallel_size", 1)) * int(plan.engine_args.get("pipeline_parallel_size", 1))
+    size = prod(_parallel(plan, f"{kind}_parallel_size") for kind in ("tensor", "pipeline", "data"))
     visible = os.environ.get(variable)
-    devices = visible.split(",") if visible else [str(device) for device in range(count)]
+    devices = [name.strip() for name in visible.split(",")] if visible else [str(device) for device in range(count)]
     if plan.replicas * size > len(devices):
         raise ConfigError(
             f"{plan.replicas} replicas of {size} devices need {plan.replicas * size}, and {len(devices)} are visible: "
             "ask for fewer replicas or less parallelism."
         )
     chunks = [devices[i * size : (i + 1) * size] for i in range(plan.replicas)]
-    return [({variable: ",".join(chunk)} | dict(plan.engine_env), []) for chunk in chunks]
+    spawn = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}  # a fork has no mark for the guard and holds its pipe open
+    return [({variable: ",".join(chunk)} | spawn | dict(plan.engine_env), []) for chunk in chunks]
+
+
+def _parallel(plan: Plan, name: str) -> int:
+    value = plan.engine_args.get(name, 1)
+    if not str(value).isdigit() or int(value) < 1:
+        raise ConfigError(f"{name}={value!r} is not a whole number of at least 1.")
+    return int(value)
 
 
 @contextmanager
@@ -269,24 +278,24 @@ def _spawn_window(environment: Mapping[str, str], cores: Sequence[int], log: Pat
     """
     _spawning.acquire()
     known = set(multiprocessing.active_children())
-    before = {name: os.environ.get(name) for name in environment}
     everywhere = os.sched_getaffinity(0)
-    os.environ.update(environment)
-    restore_output = _redirect_output(log)
-    if cores:
-        os.sched_setaffinity(0, cores)  # of this thread alone, and of what it spawns
+    undo = ExitStack()
+    undo.callback(_spawning.release)
+    try:
+        undo.callback(_set_environment, {name: os.environ.get(name) for name in environment})
+        _set_environment(environment)
+        undo.callback(_redirect_output(log))
+        if cores:
+            os.sched_setaffinity(0, cores)  # of this thread alone, and of what it spawns
+    except BaseException:
+        undo.close()
+        raise
     done = threading.Event()
 
     def close_early() -> None:
         while not done.wait(0.02) and not set(multiprocessing.active_children()) - known:
             pass
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        restore_output()
-        _spawning.release()
+        undo.close()
 
     closer = threading.Thread(target=close_early, daemon=True)
     closer.start()
@@ -297,6 +306,14 @@ def _spawn_window(environment: Mapping[str, str], cores: Sequence[int], log: Pat
         closer.join()
         if cores:
             _spread_threads(everywhere)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _redirect_output(log: Path | None) -> Callable[[], None]:

@@ -405,7 +405,7 @@ def test_a_test_that_does_not_move_is_given_up_with_a_sentence():
     with bench(echo(0), Scripted(), stream=False, deadlines=Deadlines(stall=0.3)) as it:
         responder = it.serve(2)
     assert it.sut.aborted == (
-        "no query has moved for 0.3 s; the oldest is sample 20 on replica b, waiting for its first token."
+        "no query has moved for 0.3 s; the oldest is sample 20 on replica b, waiting for its answer."
     )
     assert responder.outcomes[1].failure is None
     assert responder.kinds() == {"abandoned": 1}

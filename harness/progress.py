@@ -22,7 +22,8 @@ class Progress(AbstractContextManager["Progress"]):
         # A duplicate: stderr itself belongs to an engine's log while that engine is being spawned.
         self._out = os.fdopen(os.dup(2), "w")
         self._live = not quiet and self._out.isatty()
-        self._status: Any = None
+        self._bar: Any = None
+        self._task: Any = None
         self._history: list[tuple[float, int, int]] = []
         self._said = monotonic()
 
@@ -38,6 +39,7 @@ class Progress(AbstractContextManager["Progress"]):
             return
         self._history.clear()
         self._said = monotonic()
+        self._stop()
         if not self._live:
             print(text, file=self._out, flush=True)
             return
@@ -52,24 +54,26 @@ class Progress(AbstractContextManager["Progress"]):
         self._history.append((now, counts.completed, counts.tokens))
         text = describe(what, counts, expected, self._history)
         if self._live:
-            self._show(text)
+            self._show(text, counts.completed, expected)
         elif now - self._said >= PLAIN_INTERVAL:
             self._said = now
             print(text, file=self._out, flush=True)
 
-    def _show(self, text: str) -> None:
-        if self._status is None:
+    def _show(self, text: str, done: int = 0, expected: int | None = None) -> None:
+        if self._bar is None:
             from rich.console import Console
-            from rich.status import Status
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-            self._status = Status(text, console=Console(file=self._out, highlight=False), spinner="dots")
-            self._status.start()
-        self._status.update(text)
+            columns = SpinnerColumn(), TimeElapsedColumn(), BarColumn(bar_width=10), TextColumn("{task.description}")
+            self._bar = Progress(*columns, console=Console(file=self._out, highlight=False), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(text, total=expected)
+        self._bar.update(self._task, description=text, completed=done, total=expected)
 
     def _stop(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
 def describe(what: str, counts: Counts, expected: int | None, history: list[tuple[float, int, int]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -119,7 +120,10 @@ def run_and_report(config: Any, samples: Any, tokenizer: Any, as_json: bool, qui
 
     with Progress(quiet) as progress, open_sut(config, samples, tokenizer, progress) as system:
         result = run_test(config, system, progress)
-    text = report.as_text(result) + (f"\n{report.as_json_line(result)}" if as_json else "")
+    verdict, rest = report.as_text(result).split("\n", 1)
+    if sys.stdout.isatty():
+        verdict = click.style(verdict, fg="green" if result["valid"] else "red", bold=True)
+    text = f"{verdict}\n{rest}" + (f"\n{report.as_json_line(result)}" if as_json else "")
     with suppress(BrokenPipeError):  # whoever read stdout has gone; the result is on disk and the verdict stands
         print(text, flush=True)
     return result.exit_code

@@ -125,6 +125,7 @@ def make_sut(config: RunConfig) -> SUT:
         max_model_len=config.max_model_len,
         generation=config.generation,
         stream_interval=config.stream_interval,
+        batch=not config.stream,
         engine_args=config.engine_arg,
         engine_env=config.engine_env,
         log_dir=config.output_dir,

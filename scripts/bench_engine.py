@@ -2,6 +2,7 @@
 
     python scripts/bench_engine.py                      7 alternating pairs, engine and worker in one process
     python scripts/bench_engine.py --multiprocessing 1  the same with vLLM's own default
+    python scripts/bench_engine.py --throughput         against `vllm bench throughput` with its defaults
 
 Two processes hold an engine each and are asked in turn: A generates with vLLM's own class, B runs a LoadGen Offline
 test through the harness, records and checks on. Every answer is greedy, so the token counts must be equal.
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -29,6 +29,8 @@ from harness.progress import Progress
 from harness.run import check, open_sut, prepare_folder, run_test
 from sut.backends import Plan
 from sut.backends.vllm_engine import engine_arguments
+
+ORDER = "order.json"
 
 PASSES = 2
 """How often each of the demo's 1,024 questions is asked in one measurement."""
@@ -51,10 +53,11 @@ def serve_plain(folder: Path) -> None:
     from vllm import LLM, SamplingParams, TokensPrompt
 
     config, samples, _ = check(configuration(folder))
-    plan = Plan(1, config.model, config.dtype, config.max_model_len, config.generation, None)
+    plan = Plan(1, config.model, config.dtype, config.max_model_len, config.generation)
     engine = LLM(**engine_arguments(plan), use_tqdm_on_load=False)
     how = SamplingParams(temperature=0, max_tokens=config.generation.max_tokens, min_tokens=1, detokenize=False)
-    order = [i for seed in range(PASSES) for i in random.Random(seed).sample(range(len(samples)), len(samples))]
+    # LoadGen's own order: which answers are begun last decides how long a batch runs half empty at the end.
+    order = json.loads((folder.parent / ORDER).read_text())
     prompts = [TokensPrompt(prompt_token_ids=samples.prompt(i).tolist()) for i in order]
     engine.generate(prompts[:8], how, use_tqdm=False)
     print("ready", flush=True)
@@ -68,6 +71,13 @@ def serve_harness(folder: Path) -> None:
     """Process B: one line on stdin asks for one LoadGen Offline test of everything."""
     config, samples, tokenizer = check(configuration(folder))
     with Progress(quiet=True) as progress, open_sut(config, samples, tokenizer, progress) as system:
+        issue = system.sut.issue
+
+        def issue_and_tell(ids: list[int], indices: list[int]) -> None:
+            (folder.parent / ORDER).write_text(json.dumps(indices))
+            issue(ids, indices)
+
+        system.sut.issue = issue_and_tell  # type: ignore[method-assign]
         print("ready", flush=True)
         for number, _ in enumerate(sys.stdin):
             test = replace(config, output_dir=folder / f"run-{number}")
@@ -80,10 +90,34 @@ def serve_harness(folder: Path) -> None:
     os._exit(0)
 
 
+def bench_throughput(environment: dict[str, str], folder: Path) -> float:
+    """Output tokens/s of `vllm bench throughput` with its defaults, on random prompts as long as the demo's are.
+
+    It detokenises, keeps prefix caching on, and each of its answers has the same length, the demo's mean. The command
+    of the CPU wheel does not start (it asks for the metadata of a package called vllm), so its module is called.
+    """
+    program = (
+        "import argparse; from vllm.benchmarks import throughput as t; "
+        "p = argparse.ArgumentParser(); t.add_cli_args(p); t.main(p.parse_args())"
+    )
+    config, samples, _ = check(configuration(folder))
+    asked, given = round(float(samples.lengths.mean())), 31
+    lengths = ["--input-len", str(asked), "--output-len", str(given), "--num-prompts", str(PASSES * 1024)]
+    target = folder / "throughput.json"
+    engine = ["--model", config.model, "--dtype", config.dtype, "--enforce-eager", "--dataset-name", "random"]
+    command = [sys.executable, "-c", program, *engine, *lengths, "--output-json", str(target)]
+    subprocess.run(command, env=os.environ | environment, check=True, capture_output=True)
+    figures = json.loads(target.read_text())
+    # It reports prompt and output tokens together; the two differ in a fixed proportion.
+    rate: float = figures["tokens_per_second"]
+    return rate * given / (asked + given)
+
+
 class Side:
     """One of the two processes."""
 
     def __init__(self, name: str, folder: Path, environment: dict[str, str]) -> None:
+        folder.mkdir()
         command = [sys.executable, __file__, "--serve", name, str(folder)]
         log = (folder / "stderr.log").open("w")
         self._process = subprocess.Popen(
@@ -123,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--multiprocessing", choices=["0", "1"], default="0", help="VLLM_ENABLE_V1_MULTIPROCESSING")
+    parser.add_argument("--throughput", action="store_true", help="against `vllm bench throughput`")
     options = parser.parse_args()
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": options.multiprocessing,
@@ -131,27 +166,38 @@ def main() -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
     with tempfile.TemporaryDirectory() as place:
-        sides = {}
-        for name in ("plain", "harness"):
-            own = Path(place) / name
-            own.mkdir()
-            sides[name] = Side(name, own, environment)
-        for side in sides.values():
-            side.measure()  # the first one is cold
-        ratios = []
-        for _ in range(options.pairs):
-            plain, ours = (sides[name].measure() for name in ("plain", "harness"))
-            assert plain["tokens"] == ours["tokens"], (plain, ours)
-            ratios.append(ours["rate"] / plain["rate"])
-            print(
-                f"{ours['tokens']:,} tokens each: LLM.generate {plain['rate']:,.0f} tokens/s, "
-                f"harness {ours['rate']:,.0f}, ratio {ratios[-1]:.3f}",
-                flush=True,
-            )
-        for side in sides.values():
-            side.stop()
+        ours = Side("harness", Path(place) / "harness", environment)
+        ours.measure()  # the first one is cold
+        if options.throughput:
+            ratios = against_throughput(ours, options.pairs, environment, Path(place))
+        else:
+            plain = Side("plain", Path(place) / "plain", environment)
+            plain.measure()
+            ratios = against_generate(ours, plain, options.pairs)
+            plain.stop()
+        ours.stop()
     low, high = interval(ratios)
     print(f"median ratio {statistics.median(ratios):.3f}, 95 % interval {low:.3f} to {high:.3f}, {len(ratios)} pairs")
+
+
+def against_generate(ours: Side, plain: Side, pairs: int) -> list[float]:
+    ratios = []
+    for _ in range(pairs):
+        theirs, mine = plain.measure(), ours.measure()
+        assert theirs["tokens"] == mine["tokens"], (theirs, mine)
+        ratios.append(mine["rate"] / theirs["rate"])
+        figures = f"LLM.generate {theirs['rate']:,.0f} tokens/s, harness {mine['rate']:,.0f}"
+        print(f"{mine['tokens']:,} tokens each: {figures}, ratio {ratios[-1]:.3f}", flush=True)
+    return ratios
+
+
+def against_throughput(ours: Side, pairs: int, environment: dict[str, str], folder: Path) -> list[float]:
+    ratios = []
+    for _ in range(pairs):
+        theirs, mine = bench_throughput(environment, folder), ours.measure()["rate"]
+        ratios.append(mine / theirs)
+        print(f"bench throughput {theirs:,.0f} tokens/s, harness {mine:,.0f}, ratio {ratios[-1]:.3f}", flush=True)
+    return ratios
 
 
 if __name__ == "__main__":

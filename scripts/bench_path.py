@@ -131,7 +131,6 @@ def measure(core: int, *arguments: str) -> dict[str, Any]:
 
 
 def child(arguments: list[str]) -> None:
-    sys.setswitchinterval(float(os.environ.get("SWI", "0.005")))
     scenario, qps, queries, seconds, length, stages = arguments
     one_run(scenario, float(qps), int(queries), float(seconds), int(length), stages == "stages")
 

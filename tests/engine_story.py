@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import RunConfig, resolve
-from harness.dataset import COLUMNS
 from harness.demo import MODEL
 from harness.progress import Progress
 from harness.run import check, open_sut, prepare_folder, run_test
+from harness.tables import COLUMNS
 
 # Raw rows as people bring them: no system prompt, other scripts, a line separator, a long prompt.
 ROWS = [

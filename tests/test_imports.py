@@ -28,6 +28,7 @@ ORDER = [
     "harness.benchmarks",
     "harness.config",
     "harness.unpickle",
+    "harness.tables",
     "harness.dataset",
     "harness.environment",
     "harness.recorder",

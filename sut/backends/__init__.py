@@ -26,14 +26,19 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a backend's factory needs to build its replicas. `max_model_len` counts prompt and answer tokens."""
+    """What a backend's factory needs to build its replicas.
+
+    `max_model_len` counts prompt and answer tokens. `batch` says that all work is there from the beginning (Offline),
+    so that only throughput counts.
+    """
 
     replicas: int
     model: str
     dtype: str
     max_model_len: int | None
     generation: Generation
-    stream_interval: int | None
+    stream_interval: int | None = None
+    batch: bool = False
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     engine_env: Mapping[str, str] = field(default_factory=dict)
     log_dir: Path | None = None

@@ -95,10 +95,14 @@ class VllmEngine:
     def _build(self) -> Any:
         """Create the engine; blocks until it is ready, some 10 s. Runs in a thread, several engines at once."""
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         with _spawn_window({**self._environment, **self._logging()}, self._cores, self._log):
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(self._plan)))
+            arguments = AsyncEngineArgs(**engine_arguments(self._plan))
+            # vLLM sizes its batches by what the engine is for: on a CPU 256 sequences for batch work, 128 for serving.
+            context = UsageContext.LLM_CLASS if self._plan.batch else UsageContext.ENGINE_CONTEXT
+            return AsyncLLM.from_engine_args(arguments, usage_context=context)
 
     def _logging(self) -> dict[str, str]:
         """vLLM logs to the engine's own file, which explains its death later; our process's vLLM does so too."""
@@ -242,7 +246,7 @@ def _divide_cores(plan: Plan) -> list[tuple[dict[str, str], list[int]]]:
             environment[name] = os.environ[name]
     places = []
     for index in range(plan.replicas):
-        mine = cores[index * share : index * share + width]
+        mine = cores[index * share : index * share + width] if plan.replicas > 1 else []
         places.append((environment | dict(plan.engine_env), mine))
     return places
 

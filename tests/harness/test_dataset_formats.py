@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness import dataset
+from harness import dataset, tables
 from harness.dataset import Tokenizer, load
 from harness.demo import MODEL
 from harness.unpickle import ALLOWED, read_frame
@@ -276,13 +276,13 @@ def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     ],
 )
 def test_what_may_be_a_hub_id(source: str, meant: bool) -> None:
-    assert dataset.is_hub_id(source) == meant
+    assert tables.is_hub_id(source) == meant
 
 
 def test_a_folder_of_that_name_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
-    assert not dataset.is_hub_id("owner/name")
+    assert not tables.is_hub_id("owner/name")
 
 
 @pytest.mark.filterwarnings("ignore")  # what `datasets` warns about is its own affair
@@ -569,7 +569,7 @@ def test_any_byte_may_be_wrong() -> None:
         if byte == ord("r"):
             continue  # LONG_BINPUT: CPython makes a memo of as many gigabytes as the next four bytes ask for
         try:
-            read_frame(io.BytesIO(damaged), dataset.WANTED)
+            read_frame(io.BytesIO(damaged), tables.WANTED)
         except pickle.UnpicklingError as error:
             assert "\n" not in str(error)
 

@@ -7,13 +7,14 @@ user.conf into the output directory; LoadGen reads that file, and is then held t
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from difflib import get_close_matches
+from itertools import count
 from math import isfinite
 from pathlib import Path
+from sysconfig import get_path
 from typing import Any
 
 from harness import benchmarks
@@ -114,7 +115,8 @@ class RunConfig:
     user_conf: str | None
     audit_config: str | None
     settings: Mapping[str, Number]
-    overrides: tuple[str, ...]
+    chosen: frozenset[str]
+    """The keys of `settings` that a person set, by user.conf or an option."""
     output_dir: Path
 
     @property
@@ -180,6 +182,7 @@ def resolve(
         raise ConfigError(f"benchmark {benchmark} ships no dataset: name one with --dataset.")
     conf_path = user_conf or default_file("user.conf")
     conf = read_conf(conf_path) if conf_path else {}
+    refuse_odd_seconds(first_token_timeout, stall_timeout, request_timeout, min_duration)
     options = given(
         target_qps=target_qps,
         min_duration=None if min_duration is None else round(min_duration * 1000),
@@ -210,9 +213,15 @@ def resolve(
         user_conf=str(conf_path) if conf_path else None,
         audit_config=str(audit_config) if audit_config else None,
         settings=resolve_settings(row, scenario, conf, options),
-        overrides=tuple(sorted(options)),
+        chosen=chosen_keys(row, scenario, conf, options),
         output_dir=output_dir or default_output(benchmark, scenario, mode),
     )
+
+
+def chosen_keys(row: Benchmark, scenario: str, conf: Conf, options: Mapping[str, Number]) -> frozenset[str]:
+    """The keys that a person set, whatever their value."""
+    place = row.model_key(scenario), "Server" if scenario == "Interactive" else scenario
+    return frozenset(options) | {key for key in INTEGER_KEYS | REAL_KEYS if lookup(conf, *place, key) is not None}
 
 
 def resolve_settings(row: Benchmark, scenario: str, conf: Conf, options: Mapping[str, Number]) -> dict[str, Number]:
@@ -236,19 +245,27 @@ def resolve_settings(row: Benchmark, scenario: str, conf: Conf, options: Mapping
     return settings | dict(options)
 
 
-def fit_to_dataset(settings: Mapping[str, Number], row: Benchmark, samples: int, scenario: str) -> dict[str, Number]:
+def fit_to_dataset(config: RunConfig, samples: int) -> dict[str, Number]:
     """Counts for a dataset that is not the benchmark's whole one, so that LoadGen neither asks for samples that are not
-    there nor repeats a handful of them thousands of times; what the person set stays."""
-    settings = dict(settings)
+    there nor repeats a handful of them thousands of times; what a person set stays."""
+    settings, row = dict(config.settings), config.row
     if samples == row.samples:
         return settings
-    count = min(samples, row.performance_samples)
-    settings["performance_sample_count_override"] = count
-    own = row.settings.get("Offline", {}).get("min_query_count", row.performance_samples)
-    if scenario == "Offline" and settings.get("min_query_count", own) == own:
-        settings["min_query_count"] = samples
-        settings.setdefault("min_duration", 0)
-    return settings
+    fitted: dict[str, Number] = {"performance_sample_count_override": min(samples, row.performance_samples)}
+    if config.loadgen_scenario == "Offline":
+        fitted |= {"min_query_count": samples, "min_duration": settings.get("min_duration", 0)}
+    return settings | {key: value for key, value in fitted.items() if key not in config.chosen}
+
+
+def asked_settings(config: RunConfig) -> dict[str, Number]:
+    """The settings that LoadGen is to report back: those of the run, and over them those of an audit file."""
+    if config.audit_config is None:
+        return dict(config.settings)
+    conf = read_conf(Path(config.audit_config), refuse=False)
+    keys = {key for _, _, key in conf}
+    place = config.loadgen_model, config.loadgen_scenario
+    audit = {key: value for key in keys if (value := lookup(conf, *place, key)) is not None}
+    return dict(config.settings) | audit
 
 
 # -- conf files -------------------------------------------------------------------------------------------------------
@@ -384,14 +401,17 @@ def round_settings(model: str, scenario: str, keys: Iterable[str] | None = None)
 
 def default_file(name: str) -> Path | None:
     """The project's own conf file: beside the packages in a checkout, under the prefix where it was installed."""
-    for place in (Path(__file__).parent.parent, Path(sys.prefix) / "share" / "loadgen-harness"):
+    for place in (Path(__file__).parent.parent, Path(get_path("data")) / "share" / "loadgen-harness"):
         if (place / name).is_file():
             return place / name
     return None
 
 
 def default_output(benchmark: str, scenario: str, mode: str) -> Path:
-    return Path("results") / f"{datetime.now():%Y%m%d-%H%M%S}-{benchmark}-{scenario}-{mode}"
+    """A folder that is not there yet."""
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{benchmark}-{scenario}-{mode}"
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(path for name in names if not (path := Path("results") / name).exists())
 
 
 def given(**options: Number | None) -> dict[str, Number]:
@@ -406,6 +426,12 @@ def one_of(value: str, names: Iterable[str], what: str) -> None:
         raise ConfigError(f"unknown {what} {value!r}{hint}: choose one of {', '.join(names)}.")
 
 
+def refuse_odd_seconds(*durations: float | None) -> None:
+    for seconds in durations:
+        if seconds is not None and not isfinite(seconds):
+            raise ConfigError(f"a duration or deadline of {seconds} seconds makes no sense: give a number.")
+
+
 def at_least_one(**numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < 1:
@@ -415,9 +441,14 @@ def at_least_one(**numbers: int | None) -> None:
 def as_json(config: RunConfig) -> dict[str, Any]:
     """Every option by its long name, as result.json holds it."""
     plain = {field.name: getattr(config, field.name) for field in fields(config)}
+    milliseconds = config.settings.get("min_duration")
     return plain | {
         "output_dir": str(config.output_dir),
         "generation": asdict(config.generation),
-        "overrides": list(config.overrides),
+        "chosen": sorted(config.chosen),
+        "stream_interval": config.stream_interval or "auto",
+        "target_qps": config.settings.get("target_qps"),
+        "min_duration": None if milliseconds is None else milliseconds / 1000,
+        "min_queries": config.settings.get("min_query_count"),
         "engine_env": {name: "***" if SECRET.search(name) else value for name, value in config.engine_env.items()},
     }

@@ -23,7 +23,7 @@ from sut.query import NO_TOKENS, TOKEN_DTYPE, Outcome, Query, Tokens
 Issue = Callable[[list[int], list[int]], None]
 
 # The one TestSettings of this process, and what it was read for.
-_settings: tuple[tuple[str, str], lg.TestSettings] | None = None
+_settings: tuple[tuple[str, str], frozenset[str], lg.TestSettings] | None = None
 
 
 # user.conf's key -> the field of TestSettings that it sets, for the tests after the first of a process.
@@ -53,12 +53,14 @@ def settings_for(config: RunConfig) -> lg.TestSettings:
             raise SetupError(f"LoadGen could not read {user_conf} (code {code}).")
         fresh.scenario = getattr(lg.TestScenario, scenario)
         fresh.token_latency_scaling_factor = fresh.token_latency_scaling_factor if fresh.infer_token_latencies else 0
-        _settings = ((model, scenario), fresh)
-    known, settings = _settings
+        _settings = ((model, scenario), frozenset(config.settings), fresh)
+    known, keys, settings = _settings
     if known != (model, scenario):
         raise SetupError(
             f"LoadGen is set up for {known} in this process; {(model, scenario)} needs a process of its own."
         )
+    if keys != frozenset(config.settings):
+        raise SetupError("LoadGen would keep settings of an earlier test in this process: set the same keys in both.")
     for key, name in (_FIELDS | {"target_qps": _RATE_FIELDS.get(scenario, "")}).items():
         if name and key in config.settings:
             setattr(settings, name, config.settings[key])
@@ -75,6 +77,7 @@ class Bridge:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self._closed = False
         # LoadGen copies inside the call, so one cell serves all first tokens, and its address is looked up once.
         self._cell = np.zeros(1, TOKEN_DTYPE)
         self._cell_address = self._cell.ctypes.data
@@ -97,7 +100,12 @@ class Bridge:
             responses.append(lg.QuerySampleResponse(query.id, address, 4 * count, count))
             address += 4 * count
         lg.QuerySamplesComplete(responses)
-        self._recorder.add(finished)
+        if not self._closed:
+            self._recorder.add(finished)
+
+    def close(self) -> None:
+        """What LoadGen still issues after a test was stopped is answered, and recorded no more."""
+        self._closed = True
 
 
 class Run(threading.Thread):
@@ -114,8 +122,17 @@ class Run(threading.Thread):
         self._outdir = outdir
         self._audit = audit
         self.done = threading.Event()
+        self.error: Exception | None = None
 
     def run(self) -> None:
+        try:
+            self._test()
+        except Exception as error:  # noqa: BLE001 - whatever it is, who waits for this test must hear of its end
+            self.error = error
+        finally:
+            self.done.set()
+
+    def _test(self) -> None:
         logs = lg.LogSettings()
         logs.enable_trace = False
         logs.log_output.outdir = str(self._outdir)  # must exist: LoadGen aborts the process otherwise
@@ -127,7 +144,6 @@ class Run(threading.Thread):
         lg.StartTestWithLogSettings(sut, qsl, self._settings, logs, audit)
         lg.DestroyFastSUT(sut)
         lg.DestroyQSL(qsl)
-        self.done.set()
 
 
 def _nothing() -> None:

@@ -41,7 +41,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._said = monotonic()
         self._stop()
         if not self._live:
-            print(text, file=self._out, flush=True)
+            self._print(text)
             return
         self._show(text)
 
@@ -57,7 +57,13 @@ class Progress(AbstractContextManager["Progress"]):
             self._show(text, counts.completed, expected)
         elif now - self._said >= PLAIN_INTERVAL:
             self._said = now
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        try:
             print(text, file=self._out, flush=True)
+        except OSError:  # nobody reads stderr any more: that must not cost the run
+            self._quiet = True
 
     def _show(self, text: str, done: int = 0, expected: int | None = None) -> None:
         if self._bar is None:

@@ -19,7 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.config import RunConfig, as_json, reported_differences, resolve_settings, round_settings
+from harness.config import (
+    RunConfig,
+    as_json,
+    asked_settings,
+    reported_differences,
+    resolve_settings,
+    round_settings,
+)
 from harness.recorder import Recorder
 from sut.errors import SetupError
 
@@ -33,6 +40,9 @@ ACCURACY = "mlperf_log_accuracy.json"
 RESULT = "result.json"
 
 _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
+
+# Engine arguments that change answers and stand in no other field.
+_SERVED = {"generation_config", "override_generation_config", "hf_overrides", "quantization", "logits_processors"}
 
 # Beyond these the harness itself is in the way.
 _LAG_SHARE = 0.05
@@ -76,7 +86,9 @@ class Facts:
     completed: int
     failures: Mapping[str, int]
     first_failure: str | None
-    retries: int
+    failed_on: Mapping[str, int]
+    retries: Mapping[str, int]
+    first_retry: str | None
     duration: float
     replicas: Sequence[Replica]
     loop_cpu: float
@@ -185,10 +197,13 @@ def invalid_reasons(config: RunConfig, facts: Facts, log: Log, answered: Sequenc
     if log.errors:
         reasons.append(f"LoadGen logged {len(log.errors)} errors; the first: {log.errors[0]}")
     if facts.retries and config.failure_policy == "strict":
-        reasons.append(f"{facts.retries} queries were retried, and the failure policy is strict")
+        reasons.append(f"{sum(facts.retries.values())} queries were retried, and the failure policy is strict")
     if facts.status == "complete":
         reasons += _incomplete(config, log, answered, total)
-    reasons += [f"asked: {text}" for text in reported_differences(config.settings, config.loadgen_scenario, log.values)]
+    asked = asked_settings(config)
+    if facts.status != "complete":  # LoadGen may not have come to report its settings
+        asked = {}
+    reasons += [f"asked: {text}" for text in reported_differences(asked, config.loadgen_scenario, log.values)]
     return reasons
 
 
@@ -233,8 +248,16 @@ def not_ready_reasons(
         reasons.append("answers are not made as the benchmark asks")
     if config.engine_arg.get("enable_prefix_caching"):
         reasons.append("prefix caching is on")
-    if facts.retries:
-        reasons.append(f"{facts.retries} queries were retried")
+    reasons += [
+        f"the engine argument {name} changes what is served" for name in sorted(_SERVED & set(config.engine_arg))
+    ]
+    reasons += [f"{name} was set" for name in sorted(config.chosen - set(fixed) - {"target_qps"})]
+    if not round_settings(model, scenario):
+        reasons.append("the round's mlperf.conf is not there to compare with")
+    if config.audit_config:
+        reasons.append("an audit file changed LoadGen's settings")
+    if retries := sum(facts.retries.values()):
+        reasons.append(f"{retries} queries were retried")
     if stray_audit:
         reasons.append("an audit.config lies in the working directory (it was not used)")
     if config.backend == "echo":
@@ -362,7 +385,6 @@ def conclude(
     unready = not_ready_reasons(config, facts, log, not reasons, accuracy["passed"], total, stray_audit)
     if limited:
         unready.append("the harness itself was the limit (client_limited)")
-    by_replica = {replica.name: replica.failures for replica in facts.replicas if replica.failures}
     content = {
         "format_version": FORMAT_VERSION,
         "status": facts.status,
@@ -382,10 +404,12 @@ def conclude(
         "failures": {
             "count": sum(facts.failures.values()),
             "by_kind": dict(facts.failures),
-            "by_replica": by_replica,
+            "by_replica": dict(facts.failed_on),
             "first": facts.first_failure,
         },
-        "retries": facts.retries,
+        "retries": sum(facts.retries.values()),
+        "retries_by_kind": dict(facts.retries),
+        "first_retry": facts.first_retry,
         "overhead": cost,
         "loadgen": {"version": log.values.get("loadgen_version"), "verdict": log.verdict, "errors": len(log.errors)},
         "config": as_json(config),

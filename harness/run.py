@@ -10,12 +10,12 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import accuracy, environment, results
 from harness.config import RunConfig, as_json, conf_text, fit_to_dataset
@@ -24,11 +24,14 @@ from harness.progress import Progress
 from harness.recorder import Recorder
 from harness.results import Facts, RunResult
 from sut.backends import Plan, make_backends
-from sut.dispatch import Replica
+from sut.dispatch import Books, Replica
 from sut.errors import ConfigError, SetupError
 from sut.guard import Guard
 from sut.health import Deadlines
 from sut.sut import SUT, Work
+
+if TYPE_CHECKING:
+    from harness.loadgen import Run
 
 POLL = 0.1
 """Seconds between two looks at a running test."""
@@ -38,7 +41,7 @@ GRACE = 1.0
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a run as Ctrl-C does."""
+    """SIGTERM or SIGHUP, which end a run as Ctrl-C does; its text is the signal's name."""
 
 
 @dataclass
@@ -49,8 +52,6 @@ class System:
     samples: Samples
     tokenizer: Tokenizer
     guard: Guard
-    left_behind: bool = False
-    """A test was stopped and LoadGen's thread still waits: the process must leave without it."""
 
 
 def check(config: RunConfig) -> tuple[RunConfig, Samples, Tokenizer]:
@@ -63,8 +64,7 @@ def check(config: RunConfig) -> tuple[RunConfig, Samples, Tokenizer]:
     room = context_length(config, model)
     longest = None if room is None else room - config.generation.max_tokens
     samples = load(config.dataset, tokenizer, limit=config.samples, suffix=config.row.prompt_suffix, longest=longest)
-    settings = fit_to_dataset(config.settings, config.row, len(samples), config.loadgen_scenario)
-    return replace(config, settings=settings), samples, tokenizer
+    return replace(config, settings=fit_to_dataset(config, len(samples))), samples, tokenizer
 
 
 def find_model(name: str) -> Path:
@@ -106,13 +106,12 @@ def open_sut(config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress
         sut = make_sut(config)
         prepare_folder(config)
         sut.open()
-        system = System(sut, samples, tokenizer, guard)
-        yield system
-        if not system.left_behind:
+        yield System(sut, samples, tokenizer, guard)
+        if sut.aborted is None:
             progress.say("Stopping the replicas …")
-            sut.close()
+            with suppress(KeyboardInterrupt):  # the results are saved, and what still runs is killed
+                sut.close()
     finally:
-        guard.kill()
         guard.close()
 
 
@@ -132,17 +131,19 @@ def make_sut(config: RunConfig) -> SUT:
     )
     backends = make_backends(config.backend, plan)
     replicas = [Replica(f"{config.backend}-{i}", backend, config.max_in_flight) for i, backend in enumerate(backends)]
-    deadlines = Deadlines(config.first_token_timeout, config.stall_timeout, config.request_timeout)
+    # A vLLM engine whose frames are as few as can be says nothing between an answer's first token and its end.
+    frames = config.backend == "echo" or config.stream_interval is not None
+    deadlines = Deadlines(config.first_token_timeout, config.stall_timeout, config.request_timeout, each=frames)
     return SUT(replicas, config.dispatch, deadlines, resilient=config.failure_policy == "resilient")
 
 
 def prepare_folder(config: RunConfig) -> None:
-    """Make the output directory. Raises SetupError if it cannot be written, ConfigError if it holds a result."""
+    """Make the output directory. Raises SetupError if it cannot be written, ConfigError if it holds a run's files."""
     folder = config.output_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / results.RESULT).exists():
-            raise ConfigError(f"{folder} already holds a result: choose another --output-dir, nothing is overwritten.")
+        if any((folder / name).exists() for name in (results.RESULT, results.DETAIL, "samples.parquet")):
+            raise ConfigError(f"{folder} already holds a run: choose another --output-dir, nothing is overwritten.")
         conf = conf_text(config.loadgen_model, config.loadgen_scenario, config.settings)
         (folder / "user.conf").write_text(conf)
     except OSError as error:
@@ -150,19 +151,22 @@ def prepare_folder(config: RunConfig) -> None:
 
 
 def run_test(config: RunConfig, system: System, progress: Progress) -> RunResult:
-    """Run one LoadGen test on a SUT that is up, and save its result."""
+    """Run one LoadGen test on a SUT that is up, and save its result; only waiting and scoring can be interrupted."""
     # A stray audit.config is never picked up, but a submitter should know that it lies there.
     stray_audit = Path("audit.config").exists() and config.audit_config is None
     recorder = Recorder([replica.name for replica in system.sut.replicas], expected=len(system.samples))
-    facts = drive_loadgen(config, system, recorder, progress)
-    scores, answered = {"passed": None, "why": why_unscored(config, facts)}, None
-    if config.mode == "accuracy" and facts.status == "complete":
-        progress.say("Scoring the answers …")
-        try:
-            scores, answered = score(config, system)
-        except KeyboardInterrupt as reason:
-            facts = replace(facts, status="interrupted", stopped_by=f"{name_of(reason)}, while its answers were scored")
-    with signals_ignored():
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        facts = drive_loadgen(config, system, recorder, progress)
+        scores, answered = {"passed": None, "why": why_unscored(config, facts)}, None
+        if config.mode == "accuracy" and facts.status == "complete":
+            progress.say("Scoring the answers …")
+            try:
+                restore_signals(handlers)
+                scores, answered = score(config, system)
+            except KeyboardInterrupt as reason:
+                facts = replace(facts, status="interrupted", stopped_by=f"{name_of(reason)}, while scoring")
+            ignore_signals()
         recorder.save(config.output_dir / "samples.parquet")
         result = results.conclude(
             config,
@@ -171,67 +175,78 @@ def run_test(config: RunConfig, system: System, progress: Progress) -> RunResult
             total=len(system.samples),
             answered=answered,
             accuracy=scores,
-            environment=environment.describe() | {"dataset_sha256": system.samples.sha256},
+            environment=describe_environment(system),
             stray_audit=stray_audit,
         )
         result.save()
+    finally:
+        restore_signals(handlers)
     return result
 
 
+def describe_environment(system: System) -> dict[str, Any]:
+    engines = {replica.name: dict(replica.backend.facts) for replica in system.sut.replicas}
+    return environment.describe() | {"dataset_sha256": system.samples.sha256, "engines": engines}
+
+
 def drive_loadgen(config: RunConfig, system: System, recorder: Recorder, progress: Progress) -> Facts:
-    """One StartTest from beginning to end, or to the moment it is stopped."""
+    """One StartTest from beginning to end, or to the moment it is stopped; leaves with signals ignored."""
     from harness import loadgen
 
     sut, samples, folder = system.sut, system.samples, config.output_dir
     settings = loadgen.settings_for(config)
-    loaded = min(
-        len(samples), int(config.settings.get("performance_sample_count_override", config.row.performance_samples))
-    )
-    work = Work(samples.prompt, config.stream, config.generation.max_tokens, loadgen.Bridge(recorder))
-    sut.begin(work)
+    override = config.settings.get("performance_sample_count_override", config.row.performance_samples)
+    loaded = min(len(samples), int(override))
+    sut.begin(Work(samples.prompt, config.stream, config.generation.max_tokens, loadgen.Bridge(recorder)))
     audit = Path(config.audit_config) if config.audit_config else None
     test = loadgen.Run(sut.issue, settings, len(samples), loaded, folder, audit)
-    title = f"{config.scenario} {config.mode}"
-    status, stopped_by = "complete", None
     gc.collect()
     gc.freeze()  # the collector need not walk prompts and engines again and again while the clock runs
-    cpu, began = time.process_time(), time.perf_counter()
+    cpu = time.process_time()
     try:
         test.start()
-        while not test.done.wait(POLL):
-            progress.update(title, sut.counts(), expected_queries(config, len(samples)))
-            if sut.aborted is not None:
-                # Ctrl-C in a terminal reaches the engines too: an engine that dies of it is no reason of its own.
-                time.sleep(0.3)
-                status, stopped_by = "aborted", sut.aborted
-                break
+        status, stopped_by = watch(test, sut, config, len(samples), progress)
+        ignore_signals()
     except KeyboardInterrupt as reason:
-        ignore_signals()  # for good: the rest takes a second or two, and a second Ctrl-C would cost the result
+        ignore_signals()  # the rest takes a second or two, and a second Ctrl-C would cost the result
         status, stopped_by = "interrupted", name_of(reason)
         sut.abandon(f"the test was interrupted by {stopped_by}.")
-    if sut.aborted is not None and status == "complete":
-        status, stopped_by = "aborted", sut.aborted
-    system.left_behind = not test.done.wait(GRACE)
+    if status != "complete":
+        test.done.wait(GRACE)
     gc.unfreeze()
-    return gather_facts(sut, work, status, stopped_by, began, time.process_time() - cpu)
+    work, books = sut.end()
+    return gather_facts([replica.name for replica in sut.replicas], work, books, status, stopped_by, cpu)
 
 
-def gather_facts(sut: SUT, work: Work, status: str, stopped_by: str | None, began: float, process_cpu: float) -> Facts:
-    """What the SUT's books say at the end of a test."""
-    start = work.began or began
-    end = max([start, *(replica.books.last_done for replica in sut.replicas)])
-    duration = end - start
+def watch(test: Run, sut: SUT, config: RunConfig, samples: int, progress: Progress) -> tuple[str, str | None]:
+    """Wait for the end of a test; (status, what stopped it)."""
+    title, expected = f"{config.scenario} {config.mode}", expected_queries(config, samples)
+    while not test.done.wait(POLL):
+        progress.update(title, sut.counts(), expected)
+        if sut.aborted is not None:
+            # Ctrl-C in a terminal reaches the engines too: an engine that dies of it is no reason of its own.
+            time.sleep(0.3)
+            break
+    if test.error is not None:
+        sut.abandon(f"LoadGen ended with {type(test.error).__name__}: {test.error}.")
+    return ("complete", None) if sut.aborted is None else ("aborted", sut.aborted)
 
-    def share(replica: Replica) -> results.Replica:
-        books = replica.books
+
+def gather_facts(
+    names: Sequence[str], work: Work, books: Sequence[Books], status: str, stopped_by: str | None, cpu: float
+) -> Facts:
+    """What the SUT's books say at the end of a test; `cpu` is the process's CPU time at its beginning."""
+    duration = max(0.0, work.ended - work.began)
+
+    def share(name: str, own: Books) -> results.Replica:
         return results.Replica(
-            name=replica.name,
-            queries=books.queries,
-            tokens=books.tokens,
-            failures=books.failures,
-            busy_share=books.busy / duration if duration else 0.0,
-            tail_idle_s=end - books.last_done if books.last_done else duration,
-            ejected_s=None if books.ejected_at is None else books.ejected_at - start,
+            name=name,
+            queries=own.queries,
+            tokens=own.tokens,
+            failures=own.failures,
+            busy_share=own.busy / duration if duration else 0.0,
+            tail_idle_s=max(0.0, work.ended - own.last_done) if own.last_done else duration,
+            ejected_s=None if own.ejected_at is None else max(0.0, own.ejected_at - work.began),
         )
 
     return Facts(
@@ -241,11 +256,13 @@ def gather_facts(sut: SUT, work: Work, status: str, stopped_by: str | None, bega
         completed=work.completed,
         failures=dict(work.failures),
         first_failure=work.first_failure,
-        retries=work.retries,
+        failed_on=dict(work.failed_on),
+        retries=dict(work.retries),
+        first_retry=work.first_retry,
         duration=duration,
-        replicas=[share(replica) for replica in sut.replicas],
-        loop_cpu=sut.loop_cpu() - work.loop_cpu,
-        process_cpu=process_cpu,
+        replicas=[share(name, own) for name, own in zip(names, books, strict=True)],
+        loop_cpu=work.cpu_ended - work.cpu_began,
+        process_cpu=time.process_time() - cpu,
         loop_lags=work.loop_lags,
         respond_times=work.respond_times,
     )
@@ -287,35 +304,35 @@ def why_unscored(config: RunConfig, facts: Facts) -> str:
     return "accuracy is scored in accuracy mode" if config.mode != "accuracy" else f"the test was {facts.status}"
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 def raise_on_signals() -> None:
-    """Ctrl-C and SIGTERM raise in the main thread, also in a shell's background job, which inherits SIGINT ignored."""
+    """Ctrl-C, SIGTERM and a lost terminal raise in the main thread; Ctrl-C also in a shell's background job, which
+    inherits SIGINT ignored. Under nohup, SIGHUP stays ignored."""
     assert threading.current_thread() is threading.main_thread()
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        raise Terminated(signal.Signals(number).name)
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, terminate)
 
 
 def name_of(interrupt: KeyboardInterrupt) -> str:
-    return "SIGTERM" if isinstance(interrupt, Terminated) else "Ctrl-C"
+    return str(interrupt) if isinstance(interrupt, Terminated) else "Ctrl-C"
 
 
-def ignore_signals() -> dict[signal.Signals, Any]:
-    """No Ctrl-C and no SIGTERM from now on; returns the handlers that were in place."""
-    return {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+def ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
-@contextmanager
-def signals_ignored() -> Iterator[None]:
-    """Finish what has begun: no Ctrl-C and no SIGTERM in this block."""
-    handlers = ignore_signals()
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+def restore_signals(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def dry_run(config: RunConfig, samples: Samples) -> dict[str, Any]:

@@ -7,4 +7,5 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/scripts/venv.sh"
 prepare_venv "$root" ""
-exec "$root/.venv/bin/python" -m harness "$@"
+# -P: not from the current folder, which may hold a harness/ of its own.
+exec "$root/.venv/bin/python" -P -m harness "$@"

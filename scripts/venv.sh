@@ -19,6 +19,8 @@ explain() {
   local log=$1
   if grep -qi 'no space left' "$log"; then
     fail "the disk is full: the install needs about 5 GB (gpu: 12 GB) below $PWD/.venv; free some room and start again."
+  elif grep -qiE 'no matching distribution.*torch|torch==' "$log" && grep -qi 'no matching distribution' "$log"; then
+    fail "the package index lacks the CPU build of torch; take it from PyTorch's own index and start again. See $log."
   elif grep -qiE 'no matching distribution|could not find a version|connection|timed out|name resolution|retries' "$log"; then
     fail "the package index is out of reach or lacks a package: $(grep -m1 -iE 'no matching distribution|could not find|connection|timed out' "$log" | cut -c1-160). See $log."
   fi
@@ -43,7 +45,11 @@ prepare_venv() (
   free=$(df -Pk . | awk 'NR==2 {print int($4 / 1048576)}')
   [ "$free" -ge "$need" ] || [ -e "$VENV/install.log" ] || fail "$free GB are free here and the install needs about $need GB; free some room and start again."
   say "Installing into .venv (extras: ${extras:-none}); a first install takes a few minutes, later starts are instant."
-  [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV" || fail "$python could not make a virtual environment in $VENV (on Debian: apt-get install python3-venv)."
+  # One that is half made (Debian without python3-venv) or of another Python is made anew.
+  if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || [ "$("$VENV/bin/python" --version)" != "$("$python" --version)" ]; then
+    rm -rf "$VENV"
+    "$python" -m venv "$VENV" || fail "$python could not make a virtual environment in $VENV (on Debian: apt-get install python3-venv)."
+  fi
   : >"$VENV/install.log"
   pip_install -c scripts/constraints.txt -e ".${extras:+[$extras]}"
   if [ "$engine" = cpu ]; then

@@ -5,8 +5,8 @@ A backend pushes: it calls its Sink, and nothing is awaited per query. All of it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from sut.errors import BackendError, QueryFailed
 from sut.query import Outcome, Query, Tokens, as_tokens
@@ -30,6 +30,9 @@ class Backend(Protocol):
 
     capacity: int
     """Queries in flight beyond which a further one only waits; what a pulling replica takes."""
+
+    facts: Mapping[str, Any]
+    """What the engine turned out to be, for the record; known after `start`."""
 
     async def start(self) -> None:
         """Come up, warmed by synthetic prompts. Raises ConfigError or SetupError."""

@@ -54,11 +54,8 @@ class Books:
 class Policy(Protocol):
     """Chooses among the replicas that are not ejected."""
 
-    def pick(self, query: Query, avoid: Replica | None = None) -> Replica | None:
-        """The replica to serve this query, which is then started; None: keep it queued until one has room.
-
-        `avoid` is the replica that has just failed it: taken only if there is no other.
-        """
+    def pick(self, query: Query) -> Replica | None:
+        """The replica to serve this query, which is then started; None: keep it queued until one has room."""
 
     def finished(self, replica: Replica) -> None:
         """A query has left the replica; `replica.in_flight` is already lower."""
@@ -77,12 +74,10 @@ class RoundRobin:
         self._live = list(replicas)
         self._next = 0
 
-    def pick(self, query: Query, avoid: Replica | None = None) -> Replica | None:
+    def pick(self, query: Query) -> Replica | None:
         if not self._live:
             return None
         self._next = (self._next + 1) % len(self._live)
-        if self._live[self._next - 1] is avoid:
-            self._next = (self._next + 1) % len(self._live)
         return self._live[self._next - 1]
 
     def finished(self, replica: Replica) -> None:
@@ -96,36 +91,36 @@ class RoundRobin:
 
 
 class Pull:
-    """One common queue; each replica takes the next query as it has room, so that none idles while another has a
-    backlog.
+    """One common queue; each replica takes the next query as it has room: none idles while another has a backlog.
 
-    `_roomy` holds exactly the live replicas with room: `pick` takes the head and puts it back if it still has some, and
-    a replica comes back when it stops being full.
+    `_roomy` holds every live replica with room, once, and maybe some that have none any more: second attempts are given
+    out past this policy. Those fall out when their turn comes, and come back when a query of theirs ends.
     """
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self._roomy = deque(replicas)
+        self._listed = set(replicas)
 
-    def pick(self, query: Query, avoid: Replica | None = None) -> Replica | None:
-        if not self._roomy:
-            return None
-        if self._roomy[0] is avoid:
-            self._roomy.rotate(-1)
-        replica = self._roomy.popleft()
-        if replica.room > 1:
-            self._roomy.append(replica)
-        return replica
+    def pick(self, query: Query) -> Replica | None:
+        while self._roomy:
+            replica = self._roomy.popleft()
+            if replica.room > 1 and replica.ejected is None:
+                self._roomy.append(replica)
+                return replica
+            self._listed.discard(replica)
+            if replica.room > 0 and replica.ejected is None:
+                return replica
+        return None
 
     def finished(self, replica: Replica) -> None:
-        if replica.room == 1 and replica.ejected is None:
-            self._roomy.append(replica)
+        self.admit(replica)
 
     def eject(self, replica: Replica) -> None:
-        if replica in self._roomy:
-            self._roomy.remove(replica)
+        pass
 
     def admit(self, replica: Replica) -> None:
-        if replica.room > 0:
+        if replica not in self._listed and replica.ejected is None:
+            self._listed.add(replica)
             self._roomy.append(replica)
 
 

@@ -41,11 +41,15 @@ class Flight:
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """Seconds; None is no deadline. `stall` also bounds the time in which nothing at all moves."""
+    """Seconds; None is no deadline. `stall` bounds the time in which nothing at all moves.
+
+    With `each` it also bounds the time between two frames of one answer; that needs a backend that sends frames.
+    """
 
     first_token: float | None = None
     stall: float | None = 300.0
     request: float | None = None
+    each: bool = True
 
 
 def judge(flight: Flight, outcome: Outcome) -> QueryFailed | None:
@@ -73,12 +77,12 @@ def overdue(flight: Flight, now: float, deadlines: Deadlines) -> QueryFailed | N
     if not flight.first_token:
         if deadlines.first_token is not None and waited > deadlines.first_token:
             return FirstTokenLate(f"no first token within {deadlines.first_token:g} s")
-    elif deadlines.stall is not None and now - flight.latest > deadlines.stall:
+    elif deadlines.each and deadlines.stall is not None and now - flight.latest > deadlines.stall:
         return Stalled(f"no further token for {deadlines.stall:g} s")
     return None
 
 
-def may_retry(flight: Flight, failure: QueryFailed, attempts: int) -> bool:
+def may_retry(flight: Flight, failure: QueryFailed) -> bool:
     """Whether a resilient SUT serves the query again: nothing of an answer was seen, another replica may do better."""
     helpable = isinstance(failure, ReplicaDied | BackendError | FirstTokenLate | TimedOut)
-    return helpable and not flight.first_token and flight.attempt < attempts
+    return helpable and not flight.first_token

@@ -11,7 +11,8 @@ import threading
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from time import perf_counter, thread_time
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -23,6 +24,9 @@ from sut.health import SWEEP_INTERVAL, Deadlines, Flight, judge, may_retry, over
 from sut.query import NO_TOKENS, Outcome, Query, Tokens
 
 T = TypeVar("T")
+
+STOP_LIMIT = 30.0
+"""Seconds that replicas get to stop."""
 
 LAG_INTERVAL = 0.02
 """Seconds between two looks at how late the loop is."""
@@ -37,13 +41,18 @@ class Responder(Protocol):
     def done(self, finished: Sequence[tuple[Query, Outcome]]) -> None:
         """Queries that ended in this tick of the loop, in order; arrays may be dropped after return."""
 
+    def close(self) -> None:
+        """The test has ended: what is still answered, after a stop, is no longer part of it."""
+
 
 @dataclass(slots=True)
 class Work:
     """What one test asks of the SUT: the prompts by sample index, how to answer, and who hears of it; then its books.
 
-    `loop_lags` are how late a timer of the loop rang, `respond_times` how long the oldest answer of a tick waited until
-    the responder had it; in seconds.
+    `began` and `ended` are the first callback and the end of the last answer, `cpu_*` the CPU time of the loop then.
+    `failures` and `retries` count by kind, `failed_on` the failures for good by replica. `loop_lags` are how late a
+    timer of the loop rang, `respond_times` how long the oldest answer of a tick waited until the responder had it; in
+    seconds.
     """
 
     prompt: Callable[[int], Tokens]
@@ -51,16 +60,20 @@ class Work:
     max_tokens: int
     responder: Responder
     began: float = 0.0
+    ended: float = 0.0
+    cpu_began: float = 0.0
+    cpu_ended: float = 0.0
     issued: int = 0
     completed: int = 0
     tokens: int = 0
-    retries: int = 0
     late: int = 0
-    loop_cpu: float = 0.0
     loop_lags: array[float] = field(default_factory=lambda: array("d"))
     respond_times: array[float] = field(default_factory=lambda: array("d"))
     failures: Counter[str] = field(default_factory=Counter)
+    failed_on: Counter[str] = field(default_factory=Counter)
     first_failure: str | None = None
+    retries: Counter[str] = field(default_factory=Counter)
+    first_retry: str | None = None
 
 
 class Counts(NamedTuple):
@@ -103,11 +116,13 @@ class SUT:
         self._dispatch = dispatch
         self._policy: Policy = make_policy(dispatch, self.replicas)
         self._deadlines = deadlines or Deadlines()
-        self._attempts = len(self.replicas) if resilient else 1
+        self._resilient = resilient
         self._sinks = {replica: ReplicaSink(self, replica) for replica in self.replicas}
         self._flights: dict[int, Flight] = {}
         self._queue: deque[Query] = deque()
-        self._earlier: dict[int, Flight] = {}  # the last attempt of each query that is being served again
+        # Queries to be served again, each with the outcome it has if nobody else can; and who has tried each.
+        self._again: deque[tuple[Query, Outcome]] = deque()
+        self._tried: dict[int, list[Replica]] = {}
         self._finished: list[tuple[Query, Outcome]] = []
         self._freed: list[Replica] = []
         self._moved = 0.0
@@ -125,10 +140,11 @@ class SUT:
         self.run(self._watch())
 
     def close(self) -> None:
-        """Stop all replicas and the loop."""
+        """Stop all replicas and the loop; returns in any case, whatever a replica may still be doing."""
         if not self._thread.is_alive():
             return
-        self.run(self._stop_replicas())
+        with suppress(TimeoutError):
+            self.run(asyncio.wait_for(self._stop_replicas(), STOP_LIMIT))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -173,7 +189,6 @@ class SUT:
     async def _begin(self, work: Work) -> None:
         self._work = work
         self.aborted = None
-        work.loop_cpu = thread_time()
         self._feel_lag(work, perf_counter())
         for replica in self.replicas:
             replica.books = Books(ejected_at=None if replica.ejected is None else perf_counter())
@@ -191,9 +206,20 @@ class SUT:
         """Answer all that is outstanding, and all that is still to come, as a failure; from another thread."""
         self.run(self._abandon(reason))
 
-    def loop_cpu(self) -> float:
-        """CPU seconds that the loop's thread has used since it started."""
-        return self.run(_thread_time())
+    def end(self) -> tuple[Work, list[Books]]:
+        """Close the books of the test: copies of them, and of each replica's, that no late answer changes any more."""
+        return self.run(self._end_test())
+
+    async def _end_test(self) -> tuple[Work, list[Books]]:
+        work = self._work
+        assert work is not None
+        if self._finished:
+            self._flush()
+        work.responder.close()
+        copy = replace(work, failures=Counter(work.failures), failed_on=Counter(work.failed_on))
+        copy.retries = Counter(work.retries)
+        copy.loop_lags, copy.respond_times = array("d", work.loop_lags), array("d", work.respond_times)
+        return copy, [replace(replica.books) for replica in self.replicas]
 
     def counts(self) -> Counts:
         work = self._work
@@ -207,7 +233,10 @@ class SUT:
         work = self._work
         assert work is not None
         if not work.began:
-            work.began = self._moved = issued
+            work.began = issued
+            work.cpu_began = thread_time()
+        if work.issued == work.completed:
+            self._moved = issued
         work.issued += len(ids)
         prompt, stream, most = work.prompt, work.stream, work.max_tokens
         try:
@@ -232,6 +261,7 @@ class SUT:
         """Once a tick after completions: give the replicas that have room again what waits for them."""
         freed, self._freed = self._freed, []
         batches: dict[Replica, list[Query]] = {}
+        self._serve_again(batches)
         for replica in freed:
             while replica.waiting and replica.room > 0:
                 self._depart(replica, replica.waiting.popleft(), batches)
@@ -240,27 +270,35 @@ class SUT:
 
     def _drain(self, batches: dict[Replica, list[Query]]) -> None:
         """Take queries off the common queue, in order, while the policy finds a replica for them."""
-        while self._queue:
-            query = self._queue[0]
-            earlier = self._earlier.get(query.id)
-            replica = self._policy.pick(query, earlier.replica if earlier else None)
-            if replica is None:
-                return
-            self._queue.popleft()
+        while self._queue and (replica := self._policy.pick(self._queue[0])) is not None:
+            query = self._queue.popleft()
             if replica.room > 0 and not replica.waiting:
                 self._depart(replica, query, batches)
             else:
                 replica.waiting.append(query)
 
+    def _serve_again(self, batches: dict[Replica, list[Query]]) -> None:
+        """Second attempts, each on a replica that has not tried yet; they wait until such a one has room."""
+        for _ in range(len(self._again)):
+            query, outcome = self._again.popleft()
+            untried = self._untried(query)
+            if not untried:
+                self._end(query, outcome)
+            elif (replica := max(untried, key=lambda other: other.room)).room > 0:
+                self._depart(replica, query, batches)
+            else:
+                self._again.append((query, outcome))
+
+    def _untried(self, query: Query) -> list[Replica]:
+        tried = self._tried.get(query.id, ())
+        return [replica for replica in self.replicas if replica.ejected is None and replica not in tried]
+
     def _depart(self, replica: Replica, query: Query, batches: dict[Replica, list[Query]]) -> None:
         now = perf_counter()
-        if not self._flights:
-            self._moved = now
         if replica.in_flight == 0:
             replica.books.busy_since = now
         replica.in_flight += 1
-        earlier = self._earlier.get(query.id)
-        self._flights[query.id] = Flight(query, replica, now, earlier.attempt + 1 if earlier else 1)
+        self._flights[query.id] = Flight(query, replica, now, len(self._tried.get(query.id, ())) + 1)
         batches.setdefault(replica, []).append(query)
 
     def _submit(self, batches: dict[Replica, list[Query]]) -> None:
@@ -330,10 +368,12 @@ class SUT:
         assert failure is not None and work is not None
         if isinstance(failure, ReplicaDied):
             self._eject(flight.replica, str(failure))
-        if self.aborted is None and self._any_live() and may_retry(flight, failure, self._attempts):
-            work.retries += 1
-            self._earlier[query.id] = flight
-            self._queue.append(query)  # for the refill that `_leave` has called for
+        self._tried.setdefault(query.id, []).append(flight.replica)
+        if self._resilient and self.aborted is None and may_retry(flight, failure) and self._untried(query):
+            work.retries[failure.kind] += 1
+            if work.first_retry is None:
+                work.first_retry = f"sample {query.index} on replica {flight.replica.name}: {failure}"
+            self._again.append((query, outcome))  # for the refill that `_leave` has called for
         else:
             self._end(query, outcome)
 
@@ -345,10 +385,12 @@ class SUT:
         work.tokens += len(outcome.tokens)
         if outcome.failure is not None:
             work.failures[outcome.failure.kind] += 1
+            if outcome.replica:
+                work.failed_on[outcome.replica] += 1
             if work.first_failure is None:
                 where = f" on replica {outcome.replica}" if outcome.replica else ""
                 work.first_failure = f"sample {query.index}{where}: {outcome.failure}"
-        self._earlier.pop(query.id, None)
+        self._tried.pop(query.id, None)
         if not self._finished:
             self._loop.call_soon(self._flush)
         self._finished.append((query, outcome))
@@ -356,10 +398,12 @@ class SUT:
     def _flush(self) -> None:
         finished, self._finished = self._finished, []
         work = self._work
-        assert work is not None
+        if not finished or work is None:
+            return
         work.responder.done(finished)
+        work.ended, work.cpu_ended = perf_counter(), thread_time()
         if oldest := finished[0][1].last_byte:
-            work.respond_times.append(perf_counter() - oldest)
+            work.respond_times.append(work.ended - oldest)
 
     def _note_late(self) -> None:
         """A frame of an attempt that has already ended, such as one that missed its deadline."""
@@ -385,14 +429,16 @@ class SUT:
         missed = [(flight, why) for flight in self._flights.values() if (why := overdue(flight, now, self._deadlines))]
         for flight, why in missed:
             self._fail(flight, why)
-        stall = self._deadlines.stall
-        if self._flights and stall is not None and now - self._moved > stall:
-            oldest = next(iter(self._flights.values()))
-            phase = "its first token" if oldest.query.stream else "its answer"
-            self._give_up(
-                f"no query has moved for {stall:g} s; the oldest is sample {oldest.query.index} on replica "
-                f"{oldest.replica.name}, waiting for {phase}."
-            )
+        stall, work = self._deadlines.stall, self._work
+        if work is not None and work.issued > work.completed and stall is not None and now - self._moved > stall:
+            self._give_up(f"no query has moved for {stall:g} s; {self._oldest()}.")
+
+    def _oldest(self) -> str:
+        if not self._flights:
+            return "none is in flight"
+        oldest = next(iter(self._flights.values()))
+        phase = "its first token" if oldest.query.stream else "its answer"
+        return f"the oldest is sample {oldest.query.index} on replica {oldest.replica.name}, waiting for {phase}"
 
     def _feel_lag(self, work: Work, due: float) -> None:
         """Ring every LAG_INTERVAL while this test is the current one, and note how late."""
@@ -436,12 +482,11 @@ class SUT:
             return
         for flight in list(self._flights.values()):
             self._fail(flight, Abandoned(reason))
+        again, self._again = self._again, deque()
+        for query, outcome in again:
+            self._end(query, outcome)
         held = [*self._queue, *(query for replica in self.replicas for query in replica.waiting)]
         self._queue.clear()
         for replica in self.replicas:
             replica.waiting.clear()
         self._route(held)
-
-
-async def _thread_time() -> float:
-    return thread_time()

@@ -88,5 +88,6 @@ def call(words: Sequence[str], debug: bool = False) -> int:
 def complain(sentence: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {sentence}", file=sys.stderr)
+    with suppress(OSError):  # nobody reads stderr any more
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
     return code

@@ -39,6 +39,15 @@ def literal(text: str) -> Any:
         return text
 
 
+def interval(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Tokens per frame; None for auto, as few frames as can be."""
+    if value in (None, "auto"):
+        return None
+    if not str(value).isdigit() or int(str(value)) < 1:
+        raise click.BadParameter(f"{value!r} is neither a whole number of at least 1 nor auto.")
+    return int(str(value))
+
+
 PATH = click.Path(path_type=Path)
 EXISTING = click.Path(path_type=Path, exists=True, dir_okay=False)
 SECONDS = click.FloatRange(min=0, min_open=True)
@@ -60,7 +69,7 @@ _OPTIONS = [
     click.option("--dispatch", default="auto", show_default=True,
                  help="auto (pull in Offline, else round-robin), pull, round-robin."),
     click.option("--max-in-flight", type=COUNT, help="Queries in flight per replica; further ones wait for it."),
-    click.option("--stream-interval", type=COUNT, help="Tokens per frame after the first.  [default: all]"),
+    click.option("--stream-interval", callback=interval, help="Tokens per frame after the first.  [default: all]"),
     click.option("--user-conf", type=EXISTING, help="LoadGen settings.  [default: the project's user.conf]"),
     click.option("--audit-config", type=EXISTING, help="LoadGen's audit file for a compliance run."),
     click.option("--target-qps", type=float, help="Load that Server offers; Offline's estimate."),
@@ -101,15 +110,15 @@ def run(as_json: bool, quiet: bool, dry_run: bool, debug: bool, **options: Any) 
     raise_on_signals()
     config, samples, tokenizer = check(resolve(**options))
     if dry_run:
-        return show_plan(config, samples)
+        return show_plan(config, samples, as_json)
     return run_and_report(config, samples, tokenizer, as_json, quiet)
 
 
-def show_plan(config: Any, samples: Any) -> int:
+def show_plan(config: Any, samples: Any, as_json: bool) -> int:
     from harness.run import dry_run
 
     plan = dry_run(config, samples)
-    click.echo(json.dumps(plan, indent=2))
+    click.echo(json.dumps(plan, indent=None if as_json else 2))
     return 0
 
 

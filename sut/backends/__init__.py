@@ -38,10 +38,10 @@ class Plan:
     max_model_len: int | None
     generation: Generation
     stream_interval: int | None = None
-    batch: bool = False
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     engine_env: Mapping[str, str] = field(default_factory=dict)
     log_dir: Path | None = None
+    batch: bool = False
 
 
 Factory = Callable[[Plan], Sequence[Backend]]

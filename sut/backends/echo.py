@@ -13,8 +13,8 @@ import asyncio
 import heapq
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from math import inf, isfinite
 from time import perf_counter
 from typing import Any
@@ -95,6 +95,7 @@ class Echo:
         self._dead: str | None = None
         self._back = 0.0
         self.capacity = 2 * options.slots
+        self.facts: Mapping[str, Any] = asdict(options)
 
     async def start(self) -> None:
         pass

@@ -44,19 +44,28 @@ class VllmEngine:
         self._engine: Any = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._log = plan.log_dir / f"{name}.log" if plan.log_dir else None
+        self._death: str | None = None
         self.capacity = 512  # until the engine says how many sequences it runs
+        self.facts: Mapping[str, Any] = {}
 
     async def start(self) -> None:
         try:
             self._engine = await asyncio.to_thread(self._build)
+            await self._warm_up()
         except (ConfigError, SetupError):
             raise
         except Exception as error:
             raise SetupError(
                 f"the vLLM engine {self._name} did not start: {_first_line(error)}{self._tail()}"
             ) from error
-        self.capacity = 2 * int(self._engine.vllm_config.scheduler_config.max_num_seqs)
-        await self._warm_up()
+        scheduler = self._engine.vllm_config.scheduler_config
+        self.capacity = 2 * int(scheduler.max_num_seqs)
+        self.facts = {
+            "max_num_seqs": int(scheduler.max_num_seqs),
+            "max_num_batched_tokens": int(scheduler.max_num_batched_tokens),
+            "max_model_len": int(self._engine.model_config.max_model_len),
+            "dtype": str(self._engine.model_config.dtype).removeprefix("torch."),
+        }
 
     def submit(self, queries: Sequence[Query], sink: Sink) -> None:
         loop = asyncio.get_running_loop()
@@ -66,7 +75,8 @@ class VllmEngine:
             task.add_done_callback(partial(self._forget, query.id))
 
     def _forget(self, key: int, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(key, None)
+        if self._tasks.get(key) is task:  # and not that of a second attempt
+            del self._tasks[key]
 
     def cancel(self, query: Query) -> None:
         task = self._tasks.pop(query.id, None)
@@ -75,7 +85,7 @@ class VllmEngine:
 
     def trouble(self) -> str | None:
         if self._engine is not None and self._engine.errored:
-            return f"the vLLM engine died{self._tail()}"
+            return self._why_dead()
         return None
 
     async def stop(self) -> None:
@@ -101,7 +111,7 @@ class VllmEngine:
         with _spawn_window({**self._environment, **self._logging()}, self._cores, self._log):
             arguments = AsyncEngineArgs(**engine_arguments(self._plan))
             # vLLM sizes its batches by what the engine is for: on a CPU 256 sequences for batch work, 128 for serving.
-            context = UsageContext.LLM_CLASS if self._plan.batch else UsageContext.ENGINE_CONTEXT
+            context = UsageContext.LLM_CLASS if self._plan.batch else UsageContext.OPENAI_API_SERVER
             return AsyncLLM.from_engine_args(arguments, usage_context=context)
 
     def _logging(self) -> dict[str, str]:
@@ -119,6 +129,12 @@ class VllmEngine:
         path = self._log.with_suffix(".logging.json")
         path.write_text(json.dumps(config))
         return {"VLLM_LOGGING_CONFIG_PATH": str(path.resolve())}
+
+    def _why_dead(self) -> str:
+        """One reading of the log serves all queries that die with the engine."""
+        if self._death is None:
+            self._death = f"the vLLM engine died{self._tail()}"
+        return self._death
 
     def _tail(self) -> str:
         """The last error line that the engine process logged, as an appendix to a message."""
@@ -144,7 +160,7 @@ class VllmEngine:
                 answer = output.outputs[0]
                 yield answer.token_ids, answer.finish_reason
         except EngineDeadError as error:
-            raise ReplicaDied(f"the vLLM engine died{self._tail()}") from error
+            raise ReplicaDied(self._why_dead()) from error
         except VLLMValidationError as error:
             raise Rejected(f"vLLM refused the prompt: {_first_line(error)}") from error
 
@@ -196,6 +212,9 @@ def make_replicas(plan: Plan) -> Sequence[Backend]:
             "torch: pip uninstall torchvision torchaudio torchcodec."
         ) from error
     refuse_unknown(plan.engine_args, [field.name for field in fields(AsyncEngineArgs)], "engine argument of vLLM")
+    for name in ("model", "tokenizer"):
+        if name in plan.engine_args:
+            raise ConfigError(f"--engine-arg {name}=… would serve another model than the result says: use --model.")
     if current_platform.is_cpu():
         places = _divide_cores(plan)
     else:

@@ -53,7 +53,7 @@ def test_an_option_goes_before_user_conf_and_that_before_the_row(
 ) -> None:
     resolved = echo("Server", user_conf=write(conf), **options)
     assert resolved.settings["target_qps"] == rate, why
-    assert resolved.overrides == tuple(sorted(options))
+    assert set(options) <= resolved.chosen
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,9 @@ def test_a_rate_is_a_finite_number(rate: float) -> None:
 
 def test_every_option_is_in_the_json_by_its_name() -> None:
     document = json.loads(json.dumps(config.as_json(echo(target_qps=2.0))))
-    assert set(document) == set(RunConfig.__dataclass_fields__)
-    assert document["overrides"] == ["target_qps"]
+    assert set(document) == {*RunConfig.__dataclass_fields__, "target_qps", "min_duration", "min_queries"}
+    assert (document["target_qps"], document["stream_interval"]) == (2.0, "auto")
+    assert document["chosen"] == ["target_qps"]
     assert document["generation"]["temperature"] == 0.0
 
 
@@ -237,41 +238,30 @@ def test_every_option_is_in_the_json_by_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "samples", "scenario", "fitted"),
+    ("options", "samples", "fitted", "why"),
     [
-        # the benchmark's whole dataset: nothing changes
-        ({"min_query_count": 1024}, 1024, "Offline", {"min_query_count": 1024}),
-        # fewer: each once
+        ({}, 1024, {"performance_sample_count_override": 512, "min_query_count": 1024}, "the whole dataset"),
+        ({}, 64, {"performance_sample_count_override": 64, "min_query_count": 64}, "each sample once"),
         (
-            {"min_query_count": 1024},
-            64,
-            "Offline",
-            {"performance_sample_count_override": 64, "min_query_count": 64, "min_duration": 0},
-        ),
-        # more than one performance set: no more than that set is loaded
-        (
-            {"min_query_count": 1024},
+            {},
             2000,
-            "Offline",
-            {"performance_sample_count_override": 512, "min_query_count": 2000, "min_duration": 0},
+            {"performance_sample_count_override": 512, "min_query_count": 2000},
+            "one set at most is loaded",
         ),
-        # a count that a person set stays
-        ({"min_query_count": 99}, 64, "Offline", {"performance_sample_count_override": 64, "min_query_count": 99}),
-        # and so does a duration
-        (
-            {"min_query_count": 1024, "min_duration": 5000},
-            64,
-            "Offline",
-            {"performance_sample_count_override": 64, "min_query_count": 64, "min_duration": 5000},
-        ),
-        # Server's counts are early stopping's
-        ({"min_query_count": 512}, 64, "Server", {"performance_sample_count_override": 64, "min_query_count": 512}),
+        ({"min_queries": 99}, 64, {"min_query_count": 99}, "a count that a person set stays"),
+        ({"min_queries": 1024}, 64, {"min_query_count": 1024}, "also if it is the benchmark's own"),
+        ({"min_duration": 5}, 64, {"min_query_count": 64, "min_duration": 5000}, "and so does a duration"),
+        ({"scenario": "Server"}, 64, {"min_query_count": 512}, "Server's counts are early stopping's"),
     ],
 )
-def test_fit_to_dataset(settings: dict[str, int], samples: int, scenario: str, fitted: dict[str, int]) -> None:
-    before = dict(settings)
-    assert config.fit_to_dataset(settings, benchmarks.find("demo"), samples, scenario) == fitted
-    assert settings == before
+def test_fit_to_dataset(options: dict[str, Any], samples: int, fitted: dict[str, int], why: str) -> None:
+    resolved = resolve(**{"scenario": "Offline", "backend": "echo"} | options)
+    assert fitted.items() <= config.fit_to_dataset(resolved, samples).items(), why
+
+
+def test_a_set_of_loaded_samples_that_a_person_chose_stays(write: Callable[[str], Path]) -> None:
+    resolved = echo("Offline", user_conf=write("demo.*.performance_sample_count_override = 32\n"))
+    assert config.fit_to_dataset(resolved, 64)["performance_sample_count_override"] == 32
 
 
 # -- what LoadGen says it ran with -----------------------------------------------------------------------------

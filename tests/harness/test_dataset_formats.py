@@ -134,7 +134,7 @@ def test_parquet_prompts_may_be_any_list_of_integers(tmp_path: Path, kind: pa.Da
 def test_a_json_list_may_be_cut_anywhere_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(dataset, "JSON_CHUNK", chunk)
+    monkeypatch.setattr(tables, "JSON_CHUNK", chunk)
     for indent in (None, 2):
         (tmp_path / "a.json").write_text(json.dumps(PROCESSED, indent=indent))
         assert load(str(tmp_path / "a.json"), TOKENIZER).tokens.tolist() == [1, 1, 300, 5, 1, 900]

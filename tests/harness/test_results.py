@@ -24,7 +24,9 @@ FACTS = Facts(
     completed=1024,
     failures={},
     first_failure=None,
-    retries=0,
+    failed_on={},
+    retries={},
+    first_retry=None,
     duration=10.0,
     replicas=[],
     loop_cpu=1.0,
@@ -123,7 +125,7 @@ def test_a_test_that_never_began_has_no_log(tmp_path: Path) -> None:
         # one failed query is enough, whatever LoadGen says
         ({"failures": {"stalled": 1}, "first_failure": "sample 7: it stalled"}, {},
          ["1 of 1024 queries failed (stalled 1); the first: sample 7: it stalled"]),
-        ({"retries": 2}, {}, ["2 queries were retried, and the failure policy is strict"]),
+        ({"retries": {"replica_died": 2}}, {}, ["2 queries were retried, and the failure policy is strict"]),
         ({}, {"result_validity": "INVALID", "result_invalid_reason": "Min duration not met.\nTry more.\n"},
          ["LoadGen says INVALID: Min duration not met. Try more."]),
         ({}, {"result_validity": None}, ["LoadGen says nothing"]),
@@ -145,7 +147,12 @@ def test_an_error_line_makes_a_test_invalid_that_loadgen_calls_valid() -> None:
 
 def test_a_resilient_test_may_retry() -> None:
     resilient = config(failure_policy="resilient")
-    assert results.invalid_reasons(resilient, replace(FACTS, retries=2), Log(as_the_demo_asks()), None, 1024) == []
+    assert (
+        results.invalid_reasons(
+            resilient, replace(FACTS, retries={"replica_died": 2}), Log(as_the_demo_asks()), None, 1024
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,7 +203,7 @@ NEVER = "demo is no benchmark of MLCommons"
         ({"target_qps": 3.0}, {}, {"effective_target_qps": 3}, {}, None),
         ({"engine_arg": {"enable_prefix_caching": True}}, {}, {}, {}, "prefix caching is on"),
         ({"engine_arg": {"enable_prefix_caching": False}}, {}, {}, {}, None),
-        ({}, {"retries": 2}, {}, {}, "2 queries were retried"),
+        ({}, {"retries": {"replica_died": 2}}, {}, {}, "2 queries were retried"),
         ({}, {}, {}, {"stray_audit": True}, "an audit.config lies in the working directory (it was not used)"),
         ({"backend": "echo"}, {}, {}, {}, "the echo backend is a rehearsal: no model answered"),
     ],

@@ -43,6 +43,7 @@ EXPECTED: dict[tuple[str, str], tuple[str, set[str], str]] = {
     ("stall-before", "Offline"): ("aborted", {"abandoned"}, STALLED),
     ("stall-before", "Server"): ("aborted", {"abandoned"}, STALLED),
     ("stall-after", "Server"): ("complete", {"stalled"}, "51 of 512 queries failed (stalled 51); the first: "),
+    ("stall-after", "Offline"): ("aborted", {"abandoned"}, STALLED),
     ("one-token", "Offline"): ("complete", {"one_token"}, "6 of 64 queries failed (one_token 6); the first: "),
     ("one-token", "Server"): ("complete", {"one_token"}, "51 of 512 queries failed (one_token 51); the first: "),
     ("no-tokens", "Offline"): ("complete", {"no_tokens"}, "6 of 64 queries failed (no_tokens 6); the first: "),
@@ -53,7 +54,7 @@ EXPECTED: dict[tuple[str, str], tuple[str, set[str], str]] = {
 }
 
 # What is no fault where nothing is streamed, or is put right: the second end of a query is dropped.
-HARMLESS = [("stall-after", "Offline"), ("other-head", "Offline"), ("twice", "Offline"), ("twice", "Server")]
+HARMLESS = [("other-head", "Offline"), ("twice", "Offline"), ("twice", "Server")]
 
 # submit raises: a fault of the backend that must come out as a run that is not valid.
 RAISES = [("raise", "Offline"), ("raise", "Server")]
@@ -291,9 +292,7 @@ def test_a_directory_that_holds_a_result_is_left_as_it_is(tmp_path: Path, harnes
     (folder / "result.json").write_text("precious")
     run = harness("--scenario", "Offline", "--backend", "echo", "--samples", "64", "--quiet")
     assert (run.code, run.out) == (2, "")
-    assert run.err == (
-        f"error: {folder} already holds a result: choose another --output-dir, nothing is overwritten.\n"
-    )
+    assert run.err == (f"error: {folder} already holds a run: choose another --output-dir, nothing is overwritten.\n")
     assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("result.json", "precious")]
 
 

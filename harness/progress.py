@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -31,7 +31,8 @@ class Progress(AbstractContextManager["Progress"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
-        self._out.close()
+        with suppress(OSError):  # what could not be written is still in its buffer
+            self._out.close()
 
     def say(self, text: str) -> None:
         """A step begins; on a terminal it shows as going on until the next."""

@@ -345,3 +345,57 @@ def test_targets_hold_for_the_benchmarks_own_samples_alone(
 ) -> None:
     why = why_no_target(resolve(scenario="Offline", backend="echo", **options), samples)
     assert (why is None) == decided
+
+
+# -- what must not cost a result ---------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_stopped_at_full_speed_leaves_a_result(tmp_path: Path) -> None:
+    """LoadGen goes on issuing, and the SUT answering, while the result is being written."""
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        words = ["--scenario", "Server", "--target-qps", "5000", "--min-duration", "60", "--samples", "64"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness", "--backend", "echo", "--output-dir", str(folder), "--quiet", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        until = time.monotonic() + 20
+        while not (folder / "mlperf_log_detail.txt").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+        assert (process.returncode, err) == (130, "")
+        result = json.loads((folder / "result.json").read_text())
+        assert result["status"] == "interrupted"
+        assert result["queries"] > 1000
+
+
+def test_the_audit_file_of_test06_changes_settings_and_nothing_else(tmp_path: Path, many: Many) -> None:
+    audit = tmp_path / "audit.config"
+    lines = {
+        "mode": 2,
+        "accuracy_log_rng_seed": 720381539243781796,
+        "accuracy_log_sampling_target": 100,
+        "min_query_count": 100,
+        "min_duration": 0,
+        "sample_concatenate_permutation": 0,
+    }
+    audit.write_text("".join(f"*.*.{key} = {value}\n" for key, value in lines.items()))
+    run = many({"audit": ["--scenario", "Offline", "--audit-config", str(audit)]})["audit"]
+    assert (run.code, run.result["valid"], run.result["queries"]) == (0, True, 100), run.out
+    assert "an audit file changed LoadGen's settings" in run.result["not_ready_reasons"]
+
+
+def test_nobody_reading_stderr_costs_nothing(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "harness", "--backend", "echo", "--scenario", "Offline", "--samples", "64"]
+    process = subprocess.Popen(
+        [*words, "--output-dir", str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    process.stderr.close()
+    assert process.stdout is not None
+    assert "VALID" in process.stdout.read()
+    assert process.wait(20) == 0

@@ -397,5 +397,6 @@ def test_nobody_reading_stderr_costs_nothing(tmp_path: Path) -> None:
     assert process.stderr is not None
     process.stderr.close()
     assert process.stdout is not None
-    assert "VALID" in process.stdout.read()
+    with process.stdout as out:
+        assert "VALID" in out.read()
     assert process.wait(20) == 0

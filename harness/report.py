@@ -14,7 +14,8 @@ _LATENCIES = (("ttft_s", "time to first token"), ("tpot_s", "time per output tok
 def as_text(result: RunResult) -> str:
     """The summary that a run prints."""
     lines = [headline(result), *(f"  ✗ {reason}" for reason in result["invalid_reasons"])]
-    lines += ["", *figures(result["metrics"], result["queries"], result["duration_s"])]
+    answered = result["queries"] - result["failures"]["count"]
+    lines += ["", *figures(result["metrics"], answered, result["duration_s"])]
     lines += accuracy_lines(result["accuracy"])
     if len(result["replicas"]) > 1:
         lines += ["", *replica_lines(result["replicas"])]
@@ -34,10 +35,10 @@ def headline(result: RunResult) -> str:
     return f"{what}: {word}"
 
 
-def figures(metrics: Mapping[str, Any], queries: int, duration: float) -> list[str]:
+def figures(metrics: Mapping[str, Any], answered: int, duration: float) -> list[str]:
     lines = [
         f"  {metrics['samples_per_second']:,.2f} samples/s   {metrics['tokens_per_second']:,.1f} tokens/s   "
-        f"({queries:,} answered in {duration:,.1f} s; figures by {metrics['source']})"
+        f"({answered:,} answered in {duration:,.1f} s; figures by {metrics['source']})"
     ]
     table = [(title, metrics[key]) for key, title in _LATENCIES if metrics[key]]
     if table:

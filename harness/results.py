@@ -380,6 +380,8 @@ def conclude(
     log = read_detail(config.output_dir / DETAIL)
     reasons = invalid_reasons(config, facts, log, answered, total)
     figures = metrics(log, recorder, facts.duration)
+    if facts.failures and figures["source"] == "loadgen":
+        figures["source"] = "loadgen, failed queries included"
     cost = overhead(log, recorder, facts)
     limited = is_client_limited(cost, figures)
     unready = not_ready_reasons(config, facts, log, not reasons, accuracy["passed"], total, stray_audit)

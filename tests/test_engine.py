@@ -127,10 +127,13 @@ def alive(processes: list[psutil.Process]) -> list[str]:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path, list[psutil.Process]]]:
-    """A Server test that would go on for minutes, in the middle of it."""
+def running(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[subprocess.Popen[str], Path, list[psutil.Process]]]:
+    """A Server test that would go on for minutes, in the middle of it; its parameter is further options."""
     folder = tmp_path / "run"
-    arguments = ["--scenario", "Server", "--min-duration", "300", "--output-dir", str(folder)]
+    options = getattr(request, "param", [])
+    arguments = ["--scenario", "Server", "--min-duration", "300", "--output-dir", str(folder), *options]
     process = subprocess.Popen(
         [sys.executable, "-m", "harness", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -174,6 +177,7 @@ def test_no_process_survives_a_killed_harness(
     assert alive(family) == []
 
 
+@pytest.mark.parametrize("running", [[], ["--target-qps", "0.01"]], indirect=True, ids=["busy", "idle"])
 def test_an_engine_that_dies_ends_the_test_with_its_name(
     running: tuple[subprocess.Popen[str], Path, list[psutil.Process]],
 ) -> None:
@@ -181,10 +185,10 @@ def test_an_engine_that_dies_ends_the_test_with_its_name(
     for p in family:
         if "VLLM" in p.name():
             p.kill()
-    assert process.wait(10) == 4
+    assert process.wait(5) == 4
     result = load(folder)
     assert result["status"] == "aborted"
-    assert "vllm-0" in result["invalid_reasons"][0]
+    assert "the last to go was vllm-0: the vLLM engine died; vllm-0.log ends: " in result["invalid_reasons"][0]
     assert alive(family) == []
 
 

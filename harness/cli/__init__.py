@@ -48,6 +48,8 @@ cli.add_command(run)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and leave with the documented exit code."""
+    # stderr itself belongs to an engine's log while that engine is being spawned.
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     words = list(sys.argv[1:] if arguments is None else arguments)
     code = call(words, debug="--debug" in words)
     for stream in (sys.stdout, sys.stderr):

@@ -78,7 +78,7 @@ _OPTIONS = [
     click.option("--samples", type=COUNT, help="Load only the first N of the dataset."),
     click.option("--first-token-timeout", type=SECONDS, help="Seconds until a query without a first token has failed."),
     click.option("--stall-timeout", type=SECONDS, default=300.0, show_default=True,
-                 help="Seconds without a token until a query has failed; then a test that stands still is aborted."),
+                 help="Seconds without any progress until a test is aborted; with --stream-interval also per answer."),
     click.option("--request-timeout", type=SECONDS, help="Seconds until an incomplete query has failed."),
     click.option("--failure-policy", default="strict", show_default=True,
                  help="strict retries nothing; resilient serves a query elsewhere while it has no first token."),

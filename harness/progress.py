@@ -8,7 +8,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
-from sut.sut import Counts
+from sut.work import Counts
 
 PLAIN_INTERVAL = 10.0
 _RATE_WINDOW = 5.0

@@ -19,14 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.config import (
-    RunConfig,
-    as_json,
-    asked_settings,
-    reported_differences,
-    resolve_settings,
-    round_settings,
-)
+from harness.conf import reported_differences, round_settings
+from harness.config import RunConfig, as_json, asked_settings, resolve_settings
 from harness.recorder import Recorder
 from sut.errors import SetupError
 

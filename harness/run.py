@@ -18,7 +18,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from harness import accuracy, environment, results
-from harness.config import RunConfig, as_json, conf_text, fit_to_dataset
+from harness.conf import conf_text
+from harness.config import RunConfig, as_json, fit_to_dataset
 from harness.dataset import Samples, Tokenizer, load, read_json
 from harness.progress import Progress
 from harness.recorder import Recorder
@@ -28,7 +29,8 @@ from sut.dispatch import Books, Replica
 from sut.errors import ConfigError, SetupError
 from sut.guard import Guard
 from sut.health import Deadlines
-from sut.sut import SUT, Work
+from sut.sut import SUT
+from sut.work import Work
 
 if TYPE_CHECKING:
     from harness.loadgen import Run

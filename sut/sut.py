@@ -10,11 +10,11 @@ import asyncio
 import threading
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from time import perf_counter, thread_time
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -22,68 +22,18 @@ from sut.dispatch import Books, Policy, Replica, make_policy
 from sut.errors import Abandoned, BackendError, QueryFailed, ReplicaDied
 from sut.health import SWEEP_INTERVAL, Deadlines, Flight, judge, may_retry, overdue
 from sut.query import NO_TOKENS, Outcome, Query, Tokens
+from sut.work import Counts, Work
 
 T = TypeVar("T")
+
+LOOP_LIMIT = 30.0
+"""Seconds that the loop gets to close a test, which takes it milliseconds unless it hangs."""
 
 STOP_LIMIT = 30.0
 """Seconds that replicas get to stop."""
 
 LAG_INTERVAL = 0.02
 """Seconds between two looks at how late the loop is."""
-
-
-class Responder(Protocol):
-    """Who hears of answers, on the SUT's loop."""
-
-    def first(self, query: Query, ids: Tokens) -> None:
-        """The first token of a streamed answer."""
-
-    def done(self, finished: Sequence[tuple[Query, Outcome]]) -> None:
-        """Queries that ended in this tick of the loop, in order; arrays may be dropped after return."""
-
-    def close(self) -> None:
-        """The test has ended: what is still answered, after a stop, is no longer part of it."""
-
-
-@dataclass(slots=True)
-class Work:
-    """What one test asks of the SUT: the prompts by sample index, how to answer, and who hears of it; then its books.
-
-    `began` and `ended` are the first callback and the end of the last answer, `cpu_*` the CPU time of the loop then.
-    `failures` and `retries` count by kind, `failed_on` the failures for good by replica. `loop_lags` are how late a
-    timer of the loop rang, `respond_times` how long the oldest answer of a tick waited until the responder had it; in
-    seconds.
-    """
-
-    prompt: Callable[[int], Tokens]
-    stream: bool
-    max_tokens: int
-    responder: Responder
-    began: float = 0.0
-    ended: float = 0.0
-    cpu_began: float = 0.0
-    cpu_ended: float = 0.0
-    issued: int = 0
-    completed: int = 0
-    tokens: int = 0
-    late: int = 0
-    loop_lags: array[float] = field(default_factory=lambda: array("d"))
-    respond_times: array[float] = field(default_factory=lambda: array("d"))
-    failures: Counter[str] = field(default_factory=Counter)
-    failed_on: Counter[str] = field(default_factory=Counter)
-    first_failure: str | None = None
-    retries: Counter[str] = field(default_factory=Counter)
-    first_retry: str | None = None
-
-
-class Counts(NamedTuple):
-    """A glance at a running test, readable from any thread."""
-
-    issued: int
-    completed: int
-    failed: int
-    tokens: int
-    in_flight: int
 
 
 class ReplicaSink:
@@ -149,11 +99,14 @@ class SUT:
         self._thread.join()
         self._loop.close()
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the loop from another thread; an interrupt of the waiting thread cancels it."""
+    def run(self, work: Coroutine[Any, Any, T], limit: float | None = None) -> T:
+        """Run a coroutine on the loop from another thread; an interrupt of the waiting thread cancels it.
+
+        Raises TimeoutError if the loop has not done it within `limit` seconds.
+        """
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result()
+            return future.result(limit)
         finally:
             future.cancel()
 
@@ -204,11 +157,11 @@ class SUT:
 
     def abandon(self, reason: str) -> None:
         """Answer all that is outstanding, and all that is still to come, as a failure; from another thread."""
-        self.run(self._abandon(reason))
+        self.run(self._abandon(reason), LOOP_LIMIT)
 
     def end(self) -> tuple[Work, list[Books]]:
         """Close the books of the test: copies of them, and of each replica's, that no late answer changes any more."""
-        return self.run(self._end_test())
+        return self.run(self._end_test(), LOOP_LIMIT)
 
     async def _end_test(self) -> tuple[Work, list[Books]]:
         work = self._work

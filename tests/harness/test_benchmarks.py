@@ -8,7 +8,7 @@ import pytest
 
 from harness import benchmarks
 from harness.benchmarks import NAMES, SCENARIOS, Target
-from harness.config import INTEGER_KEYS, KNOWN_MODELS, REAL_KEYS
+from harness.conf import INTEGER_KEYS, KNOWN_MODELS, REAL_KEYS
 from harness.demo import QUESTIONS, REFERENCE
 from sut.errors import ConfigError
 

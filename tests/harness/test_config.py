@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from harness import benchmarks, config
-from harness.config import Conf, RunConfig, resolve
+from harness import conf as conf_files
+from harness.conf import Conf
+from harness.config import RunConfig, resolve
 from sut.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,7 +72,7 @@ def test_an_option_goes_before_user_conf_and_that_before_the_row(
     ],
 )
 def test_lookup_order(write: Write, conf: str, value: int | None) -> None:
-    assert config.lookup(config.read_conf(write(conf)), "demo", "Offline", "min_duration") == value
+    assert conf_files.lookup(conf_files.read_conf(write(conf)), "demo", "Offline", "min_duration") == value
 
 
 # -- conf files ------------------------------------------------------------------------------------------------
@@ -123,7 +125,7 @@ def test_lookup_order(write: Write, conf: str, value: int | None) -> None:
 def test_a_line_that_loadgen_would_skip_or_misread_is_refused(write: Write, line: str, sentence: str) -> None:
     path = write(line + "\n")
     with pytest.raises(ConfigError) as refused:
-        config.read_conf(path)
+        conf_files.read_conf(path)
     assert str(refused.value) == f"{path}, {sentence}"
 
 
@@ -132,11 +134,11 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "missing.conf", tmp_path, binary):
         with pytest.raises(ConfigError, match=f"^cannot read {path}: .*\\.$"):
-            config.read_conf(path)
+            conf_files.read_conf(path)
 
 
 def test_blank_lines_and_comments_are_no_settings(write: Write) -> None:
-    assert config.read_conf(write("\n   \n# a comment = 4\n\t\ndemo.Server.target_qps = 2.5\n")) == {
+    assert conf_files.read_conf(write("\n   \n# a comment = 4\n\t\ndemo.Server.target_qps = 2.5\n")) == {
         ("demo", "Server", "target_qps"): 2.5
     }
 
@@ -144,11 +146,11 @@ def test_blank_lines_and_comments_are_no_settings(write: Write) -> None:
 @pytest.mark.parametrize("scenario", benchmarks.SCENARIOS)
 def test_the_effective_user_conf_reads_back_as_the_settings_it_was_written_from(write: Write, scenario: str) -> None:
     resolved = echo(scenario)
-    text = config.conf_text(resolved.loadgen_model, resolved.loadgen_scenario, resolved.settings)
+    text = conf_files.conf_text(resolved.loadgen_model, resolved.loadgen_scenario, resolved.settings)
     expected: Conf = {
         (resolved.loadgen_model, resolved.loadgen_scenario, key): value for key, value in resolved.settings.items()
     }
-    assert config.read_conf(write(text)) == expected
+    assert conf_files.read_conf(write(text)) == expected
 
 
 # -- resolve ---------------------------------------------------------------------------------------------------
@@ -318,7 +320,7 @@ def test_a_set_of_loaded_samples_that_a_person_chose_stays(write: Callable[[str]
 def test_reported_differences(
     settings: dict[str, float], scenario: str, reported: dict[str, Any], differences: list[str]
 ) -> None:
-    assert config.reported_differences(settings, scenario, reported) == differences
+    assert conf_files.reported_differences(settings, scenario, reported) == differences
 
 
 # LoadGen's own values: the built-in mlperf.conf and an empty user.conf.
@@ -360,7 +362,7 @@ def test_the_rounds_values_are_what_loadgen_itself_has_built_in(model: str, scen
         [sys.executable, "-c", ASK_LOADGEN, str(write("")), model, scenario], capture_output=True, text=True, check=True
     )
     theirs = json.loads(done.stdout)
-    ours = config.round_settings(model, scenario)
+    ours = conf_files.round_settings(model, scenario)
     fields = FIELDS | (SERVER_FIELDS if scenario == "Server" else {})
     assert set(ours) <= set(fields) | {"target_latency_percentile", "samples_per_query"}
     assert {"qsl_rng_seed", "schedule_rng_seed", "min_duration"} <= set(ours)

@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from harness import accuracy
-from harness.config import read_conf
+from harness.conf import read_conf
 from harness.dataset import Tokenizer, load
 from harness.demo import MODEL, QUESTIONS
 

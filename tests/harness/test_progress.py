@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from harness.progress import clock, describe
-from sut.sut import Counts
+from sut.work import Counts
 
 # A driver with a stderr of its own: Progress writes to file descriptor 2.
 DRIVER = """
 import sys, time
 from harness import progress
-from sut.sut import Counts
+from sut.work import Counts
 progress.PLAIN_INTERVAL = 0.05
 with progress.Progress(quiet="quiet" in sys.argv) as view:
     view.say("A step begins")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from harness import results
-from harness.config import RunConfig, reported_differences, resolve
+from harness.conf import reported_differences
+from harness.config import RunConfig, resolve
 from harness.recorder import Recorder
 from harness.results import Facts, Log, RunResult
 from sut.errors import SetupError, Stalled

@@ -20,7 +20,8 @@ from sut.dispatch import POLICIES, Replica
 from sut.errors import BackendError, ReplicaDied, SetupError
 from sut.health import Deadlines
 from sut.query import Outcome, Query, Tokens, as_tokens
-from sut.sut import SUT, Work
+from sut.sut import SUT
+from sut.work import Work
 
 PATIENCE = 10.0
 """Seconds after which a test has hung."""

@@ -1,0 +1,65 @@
+"""One test's work for the SUT: what it asks, who hears of the answers, and the books that are kept of it."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from sut.query import Outcome, Query, Tokens
+
+
+class Responder(Protocol):
+    """Who hears of answers, on the SUT's loop."""
+
+    def first(self, query: Query, ids: Tokens) -> None:
+        """The first token of a streamed answer."""
+
+    def done(self, finished: Sequence[tuple[Query, Outcome]]) -> None:
+        """Queries that ended in this tick of the loop, in order; arrays may be dropped after return."""
+
+    def close(self) -> None:
+        """The test has ended: what is still answered, after a stop, is no longer part of it."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What one test asks of the SUT: the prompts by sample index, how to answer, and who hears of it; then its books.
+
+    `began` and `ended` are the first callback and the end of the last answer, `cpu_*` the CPU time of the loop then.
+    `failures` and `retries` count by kind, `failed_on` the failures for good by replica. `loop_lags` are how late a
+    timer of the loop rang, `respond_times` how long the oldest answer of a tick waited until the responder had it; in
+    seconds.
+    """
+
+    prompt: Callable[[int], Tokens]
+    stream: bool
+    max_tokens: int
+    responder: Responder
+    began: float = 0.0
+    ended: float = 0.0
+    cpu_began: float = 0.0
+    cpu_ended: float = 0.0
+    issued: int = 0
+    completed: int = 0
+    tokens: int = 0
+    late: int = 0
+    loop_lags: array[float] = field(default_factory=lambda: array("d"))
+    respond_times: array[float] = field(default_factory=lambda: array("d"))
+    failures: Counter[str] = field(default_factory=Counter)
+    failed_on: Counter[str] = field(default_factory=Counter)
+    first_failure: str | None = None
+    retries: Counter[str] = field(default_factory=Counter)
+    first_retry: str | None = None
+
+
+class Counts(NamedTuple):
+    """A glance at a running test, readable from any thread."""
+
+    issued: int
+    completed: int
+    failed: int
+    tokens: int
+    in_flight: int

@@ -126,6 +126,14 @@ def alive(processes: list[psutil.Process]) -> list[str]:
     return [p.name() for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
+def left_after(seconds: float, processes: list[psutil.Process]) -> list[str]:
+    """What is alive after that time, or at once nothing if all are gone before."""
+    until = time.monotonic() + seconds
+    while alive(processes) and time.monotonic() < until:
+        time.sleep(0.05)
+    return alive(processes)
+
+
 @pytest.fixture
 def running(
     tmp_path: Path, request: pytest.FixtureRequest
@@ -162,7 +170,7 @@ def test_an_interrupted_run_leaves_a_result_and_no_process(
     assert process.wait(5) == 130
     result = load(folder)
     assert (result["status"], result["valid"]) == ("interrupted", False)
-    assert alive(family) == []
+    assert left_after(5, family) == []
 
 
 def test_no_process_survives_a_killed_harness(
@@ -171,10 +179,7 @@ def test_no_process_survives_a_killed_harness(
     process, _, family = running
     process.kill()
     process.wait(5)
-    until = time.monotonic() + 5
-    while alive(family) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert alive(family) == []
+    assert left_after(5, family) == []
 
 
 @pytest.mark.parametrize("running", [[], ["--target-qps", "0.01"]], indirect=True, ids=["busy", "idle"])
@@ -189,7 +194,7 @@ def test_an_engine_that_dies_ends_the_test_with_its_name(
     result = load(folder)
     assert result["status"] == "aborted"
     assert "the last to go was vllm-0: the vLLM engine died; vllm-0.log ends: " in result["invalid_reasons"][0]
-    assert alive(family) == []
+    assert left_after(5, family) == []
 
 
 # -- what an engine refuses -------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ SCENARIOS = {
     "Server": ["--samples", "64", "--target-qps", "1000", "--min-duration", "0", "--min-queries", "512"],
 }
 
+POLICIES = ("strict", "resilient")
+
 GOOD, BAD, ABORTED = ("complete", True), ("complete", False), ("aborted", False)
 
 
@@ -30,7 +32,7 @@ def struck(fault: str, *options: str, replica: int = 1) -> list[str]:
 
 
 def always(verdict: tuple[str, bool]) -> dict[tuple[str, str], tuple[str, bool]]:
-    return {(scenario, policy): verdict for scenario in SCENARIOS for policy in ("strict", "resilient")}
+    return {(scenario, policy): verdict for scenario in SCENARIOS for policy in POLICIES}
 
 
 def if_resilient(offline: tuple[str, bool], server: tuple[str, bool]) -> dict[tuple[str, str], tuple[str, bool]]:
@@ -130,21 +132,23 @@ def patched(patch: str, folder: Path, *options: str) -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_an_exception_behind_the_issue_callback_aborts(tmp_path: Path, scenario: str) -> None:
+def test_an_exception_behind_the_issue_callback_aborts(tmp_path: Path, scenario: str, policy: str) -> None:
     """It must not cross into LoadGen, where it is a segfault, nor leave queries unanswered, where LoadGen hangs."""
     patch = "from harness.dataset import Samples\nSamples.prompt = lambda self, index: 1 / 0"
-    done = patched(patch, tmp_path / "out", "--scenario", scenario, *SCENARIOS[scenario])
+    done = patched(patch, tmp_path / "out", "--scenario", scenario, "--failure-policy", policy, *SCENARIOS[scenario])
     assert done.returncode == 4, done.stderr
     assert "NOT VALID (aborted)" in done.stdout
     assert "ZeroDivisionError" in done.stdout
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_full_disk_is_one_sentence(tmp_path: Path, scenario: str) -> None:
+def test_a_full_disk_is_one_sentence(tmp_path: Path, scenario: str, policy: str) -> None:
     """A limit on the size of files stands for the disk: the write fails with an error of the operating system."""
     patch = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
-    done = patched(patch, tmp_path / "out", "--scenario", scenario, *SCENARIOS[scenario])
+    done = patched(patch, tmp_path / "out", "--scenario", scenario, "--failure-policy", policy, *SCENARIOS[scenario])
     assert done.returncode == 3, done.stdout
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
@@ -152,12 +156,14 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, scenario: str) -> None:
     assert not (tmp_path / "out" / "result.json").exists(), "a directory without it never came to an end"
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_error_lines_of_loadgen_make_a_run_not_valid(tmp_path: Path, scenario: str) -> None:
+def test_error_lines_of_loadgen_make_a_run_not_valid(tmp_path: Path, scenario: str, policy: str) -> None:
     """Two settings that exclude each other: LoadGen logs an error, and would say VALID all the same."""
     conf = tmp_path / "user.conf"
     conf.write_text(f"demo.{scenario}.performance_issue_unique = 1\ndemo.{scenario}.performance_issue_same = 1\n")
-    done = patched("", tmp_path / "out", "--scenario", scenario, *SCENARIOS[scenario], "--user-conf", str(conf))
+    words = ["--scenario", scenario, *SCENARIOS[scenario], "--failure-policy", policy, "--user-conf", str(conf)]
+    done = patched("", tmp_path / "out", *words)
     assert done.returncode == 4, (done.stdout, done.stderr)
     assert "LoadGen logged" in done.stdout
 

@@ -44,6 +44,7 @@ GOOD: dict[str, Any] = {
     },
     "accuracy": {"passed": None, "why": "accuracy is scored in accuracy mode"},
     "replicas": [replica("echo-0")],
+    "failures": {"count": 0},
     "retries": 0,
 }
 
@@ -84,6 +85,7 @@ FAILED = GOOD | {
         "why": "rouge1 is 39.5, below 40",
     },
     "replicas": [replica("echo-0"), replica("echo-1", ejected=12.34)],
+    "failures": {"count": 3},
     "retries": 2,
 }
 
@@ -92,7 +94,7 @@ demo · Server · accuracy: NOT VALID (aborted)
   ✗ the test was aborted: no replica is left
   ✗ 3 of 1024 queries failed (replica_died 3)
 
-  0.00 samples/s   0.0 tokens/s   (1,024 answered in 51.2 s; figures by harness)
+  0.00 samples/s   0.0 tokens/s   (1,021 answered in 51.2 s; figures by harness)
 
   accuracy FAILED: rouge1 is 39.5, below 40
   rouge1                 39.5000   at least 40.0000

@@ -148,8 +148,7 @@ def load(folder: Path) -> RunResult:
     return RunResult(content, folder)
 
 
-# -- LoadGen's log
-# ------------------------------------------------------------------------------------------------------
+# -- LoadGen's log ----------------------------------------------------------------------------------------------------
 
 
 def read_detail(path: Path) -> Log:
@@ -176,8 +175,7 @@ def read_detail(path: Path) -> Log:
     return Log(values, tuple(errors))
 
 
-# -- verdicts
-# -----------------------------------------------------------------------------------------------------------
+# -- verdicts ---------------------------------------------------------------------------------------------------------
 
 
 def invalid_reasons(config: RunConfig, facts: Facts, log: Log, answered: Sequence[int] | None, total: int) -> list[str]:
@@ -194,9 +192,8 @@ def invalid_reasons(config: RunConfig, facts: Facts, log: Log, answered: Sequenc
         reasons.append(f"{sum(facts.retries.values())} queries were retried, and the failure policy is strict")
     if facts.status == "complete":
         reasons += _incomplete(config, log, answered, total)
-    asked = asked_settings(config)
-    if facts.status != "complete":  # LoadGen may not have come to report its settings
-        asked = {}
+    # A test that was stopped may have left LoadGen no time to report its settings.
+    asked = asked_settings(config) if facts.status == "complete" else {}
     reasons += [f"asked: {text}" for text in reported_differences(asked, config.loadgen_scenario, log.values)]
     return reasons
 
@@ -259,8 +256,7 @@ def not_ready_reasons(
     return reasons
 
 
-# -- metrics
-# ------------------------------------------------------------------------------------------------------------
+# -- metrics ----------------------------------------------------------------------------------------------------------
 
 
 def metrics(log: Log, recorder: Recorder, duration: float) -> dict[str, Any]:
@@ -355,8 +351,7 @@ def is_client_limited(cost: Mapping[str, float | None], figures: Mapping[str, An
     return lagging or (cost["loop_busy_share"] or 0.0) > _BUSY_SHARE
 
 
-# -- the whole
-# ----------------------------------------------------------------------------------------------------------
+# -- the whole --------------------------------------------------------------------------------------------------------
 
 
 def conclude(

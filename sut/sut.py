@@ -363,8 +363,7 @@ class SUT:
         if self._work is not None:
             self._work.late += 1
 
-    # -- health, on the loop
-    # --------------------------------------------------------------------------------------------
+    # -- health, on the loop ------------------------------------------------------------------------------------------
 
     def _sweep(self) -> None:
         """One pass over replicas and flights: dead replicas, missed deadlines, and a test that does not move."""

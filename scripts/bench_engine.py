@@ -1,7 +1,7 @@
 """Offline tokens/s of the harness over that of `vllm.LLM.generate`, on the same prompts and the same engine arguments.
 
-    python scripts/bench_engine.py                      7 alternating pairs, engine and worker in one process
-    python scripts/bench_engine.py --multiprocessing 1  the same with vLLM's own default
+    python scripts/bench_engine.py                      7 alternating pairs, each engine in processes of its own
+    python scripts/bench_engine.py --multiprocessing 0  the harness's own; LLM.generate's engine is then in its process
     python scripts/bench_engine.py --throughput         against `vllm bench throughput` with its defaults
 
 Two processes hold an engine each and are asked in turn: A generates with vLLM's own class, B runs a LoadGen Offline
@@ -156,7 +156,7 @@ def main() -> None:
         return {"plain": serve_plain, "harness": serve_harness}[name](Path(folder))
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--multiprocessing", choices=["0", "1"], default="0", help="VLLM_ENABLE_V1_MULTIPROCESSING")
+    parser.add_argument("--multiprocessing", choices=["0", "1"], default="1", help="VLLM_ENABLE_V1_MULTIPROCESSING")
     parser.add_argument("--throughput", action="store_true", help="against `vllm bench throughput`")
     options = parser.parse_args()
     environment = {

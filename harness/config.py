@@ -67,7 +67,7 @@ class RunConfig:
 
     @property
     def loadgen_scenario(self) -> str:
-        return "Server" if self.scenario == "Interactive" else self.scenario
+        return loadgen_name(self.scenario)
 
     @property
     def loadgen_model(self) -> str:
@@ -160,16 +160,20 @@ def resolve(
     )
 
 
+def loadgen_name(scenario: str) -> str:
+    """LoadGen has no Interactive scenario: it is Server with the limits of another model key."""
+    return "Server" if scenario == "Interactive" else scenario
+
+
 def chosen_keys(row: Benchmark, scenario: str, conf: Conf, options: Mapping[str, Number]) -> frozenset[str]:
     """The keys that a person set, whatever their value."""
-    place = row.model_key(scenario), "Server" if scenario == "Interactive" else scenario
+    place = row.model_key(scenario), loadgen_name(scenario)
     return frozenset(options) | {key for key in INTEGER_KEYS | REAL_KEYS if lookup(conf, *place, key) is not None}
 
 
 def resolve_settings(row: Benchmark, scenario: str, conf: Conf, options: Mapping[str, Number]) -> dict[str, Number]:
     """LoadGen's keys for one test: the benchmark's row, then user.conf, then the options."""
-    model, row_scenario = row.model_key(scenario), scenario
-    scenario = "Server" if scenario == "Interactive" else scenario
+    model, row_scenario, scenario = row.model_key(scenario), scenario, loadgen_name(scenario)
     settings: dict[str, Number] = {}
     for part in ("*", scenario, row_scenario):
         settings |= row.settings.get(part, {})

@@ -29,7 +29,6 @@ from sut.errors import SetupError
 FORMAT_VERSION = 1
 
 DETAIL = "mlperf_log_detail.txt"
-SUMMARY = "mlperf_log_summary.txt"
 ACCURACY = "mlperf_log_accuracy.json"
 RESULT = "result.json"
 

@@ -166,8 +166,7 @@ class SUT:
     async def _end_test(self) -> tuple[Work, list[Books]]:
         work = self._work
         assert work is not None
-        if self._finished:
-            self._flush()
+        self._flush()
         work.responder.close()
         copy = replace(work, failures=Counter(work.failures), failed_on=Counter(work.failed_on))
         copy.retries = Counter(work.retries)
@@ -375,8 +374,7 @@ class SUT:
             elif trouble is None and replica.ejected is not None:
                 replica.ejected = None
                 self._policy.admit(replica)
-                self._freed.append(replica)
-                self._refill()
+                self._call_for_refill(replica)
         now = perf_counter()
         missed = [(flight, why) for flight in self._flights.values() if (why := overdue(flight, now, self._deadlines))]
         for flight, why in missed:
@@ -412,9 +410,8 @@ class SUT:
         self._policy.eject(replica)
         for flight in [f for f in self._flights.values() if f.replica is replica]:
             self._fail(flight, ReplicaDied(reason))
-        waiting = list(replica.waiting)
+        self._queue.extend(replica.waiting)
         replica.waiting.clear()
-        self._queue.extend(waiting)
         if self._any_live():
             self._call_for_refill(replica)
         else:

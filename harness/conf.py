@@ -183,10 +183,10 @@ def reported_differences(settings: Mapping[str, Number], scenario: str, reported
 
 
 def _same(asked: Number, used: Number) -> bool:
-    """Seeds have 64 bits, so whole numbers are compared as such; the rest may have been through a multiplication."""
+    """Seeds have 64 bits, so whole numbers are compared as such; the rest LoadGen logs with six digits."""
     if isinstance(asked, int) and isinstance(used, int):
         return asked == used
-    return abs(used - asked) <= 1e-9 * abs(asked)
+    return abs(used - asked) <= 1e-5 * abs(asked)
 
 
 def round_settings(model: str, scenario: str, keys: Iterable[str] | None = None) -> dict[str, Number]:

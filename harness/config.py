@@ -7,14 +7,14 @@ user.conf into the output directory; LoadGen reads that file, and is then held t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from difflib import get_close_matches
 from itertools import count
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness import benchmarks
 from harness.benchmarks import SCENARIOS, Benchmark, Number
@@ -41,7 +41,15 @@ class RunConfig:
     dataset: str
     backend: str
     replicas: int
+    endpoint: tuple[str, ...]
+    serve: bool
+    served_model: str | None
+    dialect: str | None
+    ca_file: str | None
+    insecure: bool
+    ready_timeout: float
     dispatch: str
+    offline_batch: int
     engine_arg: Mapping[str, Any]
     engine_env: Mapping[str, str]
     max_in_flight: int | None
@@ -91,9 +99,17 @@ def resolve(
     benchmark: str = "demo",
     model: str | None = None,
     dataset: str | None = None,
-    backend: str = "vllm",
-    replicas: int = 1,
+    backend: str | None = None,
+    replicas: int | None = None,
+    endpoint: Sequence[str] = (),
+    serve: bool = False,
+    served_model: str | None = None,
+    dialect: str | None = None,
+    ca_file: Path | None = None,
+    insecure: bool = False,
+    ready_timeout: float = 1800.0,
     dispatch: str = "auto",
+    offline_batch: int = 1,
     engine_arg: Mapping[str, Any] | None = None,
     engine_env: Mapping[str, str] | None = None,
     max_in_flight: int | None = None,
@@ -114,17 +130,19 @@ def resolve(
     row = benchmarks.find(benchmark)
     one_of(scenario, SCENARIOS, "scenario")
     one_of(mode, MODES, "mode")
-    one_of(backend, BACKENDS, "backend")
+    where = Where.resolve(backend, replicas, tuple(endpoint), serve, bool(engine_arg or engine_env))
+    refuse_remote_options(where.backend, served_model=served_model, dialect=dialect, ca_file=ca_file, insecure=insecure)
     one_of(dispatch, ("auto", *POLICIES), "dispatch policy")
     one_of(failure_policy, FAILURE_POLICIES, "failure policy")
-    at_least_one(replicas=replicas, max_in_flight=max_in_flight, stream_interval=stream_interval, samples=samples)
+    at_least_one(max_in_flight=max_in_flight, stream_interval=stream_interval, samples=samples)
+    refuse_odd_batches(offline_batch, scenario, where.backend, max_in_flight)
     engine_arg = dict(engine_arg or {})
     source = dataset or row.dataset
     if source is None:
         raise ConfigError(f"benchmark {benchmark} ships no dataset: name one with --dataset.")
     conf_path = user_conf or default_file("user.conf")
     conf = read_conf(conf_path) if conf_path else {}
-    refuse_odd_seconds(first_token_timeout, stall_timeout, request_timeout, min_duration)
+    refuse_odd_seconds(first_token_timeout, stall_timeout, request_timeout, ready_timeout, min_duration)
     options = given(
         target_qps=target_qps,
         min_duration=None if min_duration is None else round(min_duration * 1000),
@@ -137,8 +155,16 @@ def resolve(
         benchmark=benchmark,
         model=model or row.model,
         dataset=source,
-        backend=backend,
-        replicas=replicas,
+        backend=where.backend,
+        replicas=where.replicas,
+        endpoint=where.endpoint,
+        serve=serve,
+        served_model=served_model,
+        dialect=dialect,
+        ca_file=str(ca_file) if ca_file else None,
+        insecure=insecure,
+        ready_timeout=ready_timeout,
+        offline_batch=offline_batch,
         dispatch=("pull" if scenario == "Offline" else "round-robin") if dispatch == "auto" else dispatch,
         engine_arg=engine_arg,
         engine_env=dict(engine_env or {}),
@@ -158,6 +184,52 @@ def resolve(
         chosen=chosen_keys(row, scenario, conf, options),
         output_dir=output_dir or default_output(benchmark, scenario, mode),
     )
+
+
+class Where(NamedTuple):
+    """Who serves: the backend, how many replicas it has, and their URLs if they are up already."""
+
+    backend: str
+    replicas: int
+    endpoint: tuple[str, ...]
+
+    @classmethod
+    def resolve(
+        cls, backend: str | None, replicas: int | None, endpoint: tuple[str, ...], serve: bool, engine: bool
+    ) -> Where:
+        """Endpoints and --serve mean the remote backend. Raises ConfigError for options that contradict each other."""
+        remote = bool(endpoint) or serve
+        backend = backend or ("remote" if remote else "vllm")
+        one_of(backend, BACKENDS, "backend")
+        at_least_one(replicas=replicas)
+        if endpoint and serve:
+            raise ConfigError("--serve starts servers here and --endpoint names some that are up: choose one.")
+        if remote and backend != "remote":
+            raise ConfigError(f"--endpoint and --serve are for remote replicas, and --backend says {backend}.")
+        if backend == "remote" and not remote:
+            raise ConfigError("remote replicas are named with --endpoint, or started with --serve.")
+        if endpoint and replicas not in (None, len(endpoint)):
+            raise ConfigError(f"{len(endpoint)} endpoints are {len(endpoint)} replicas: leave --replicas out.")
+        if endpoint and engine:
+            raise ConfigError("--engine-arg and --engine-env are for engines started here: an endpoint has its own.")
+        if len(set(endpoint)) < len(endpoint):
+            raise ConfigError("an --endpoint is named twice: each replica once.")
+        return cls(backend, len(endpoint) or replicas or 1, endpoint)
+
+
+def refuse_remote_options(backend: str, **options: object) -> None:
+    """Raises ConfigError for an option of remote replicas without any."""
+    for name, value in options.items():
+        if value and backend != "remote":
+            raise ConfigError(f"--{name.replace('_', '-')} is for remote replicas: name them with --endpoint.")
+
+
+def refuse_odd_batches(size: int, scenario: str, backend: str, max_in_flight: int | None) -> None:
+    at_least_one(offline_batch=size)
+    if size > 1 and (scenario != "Offline" or backend != "remote"):
+        raise ConfigError("--offline-batch is for remote replicas in Offline: there, prompts may share a request.")
+    if max_in_flight is not None and max_in_flight < size:
+        raise ConfigError(f"--max-in-flight {max_in_flight} never lets a batch of --offline-batch {size} together.")
 
 
 def loadgen_name(scenario: str) -> str:
@@ -254,6 +326,7 @@ def as_json(config: RunConfig) -> dict[str, Any]:
     milliseconds = config.settings.get("min_duration")
     return plain | {
         "output_dir": str(config.output_dir),
+        "endpoint": list(config.endpoint),
         "generation": asdict(config.generation),
         "chosen": sorted(config.chosen),
         "stream_interval": config.stream_interval or "auto",

@@ -45,6 +45,10 @@ class Samples:
         """A view of one prompt's token ids."""
         return self.tokens[self.starts[index] : self.starts[index + 1]]
 
+    def prompts(self) -> list[Tokens]:
+        """All of them, in order, as views."""
+        return [self.prompt(index) for index in range(len(self))]
+
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Prompt tokens per sample, shape (samples,)."""

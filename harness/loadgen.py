@@ -83,6 +83,9 @@ class Bridge:
         self._cell_address = self._cell.ctypes.data
 
     def first(self, query: Query, ids: Tokens) -> None:
+        if len(ids) == 0:  # text: that there is a first token is known, which one is not
+            lg.FirstTokenComplete([lg.QuerySampleResponse(query.id, 0, 0, 1)])
+            return
         self._cell[0] = ids[0]
         lg.FirstTokenComplete([lg.QuerySampleResponse(query.id, self._cell_address, 4, 1)])
 
@@ -97,7 +100,8 @@ class Bridge:
             if query.stream and not outcome.first_token:
                 # LoadGen crashes on logging the end of a streamed sample that never had a first token.
                 lg.FirstTokenComplete([lg.QuerySampleResponse(query.id, 0, 0, 0)])
-            responses.append(lg.QuerySampleResponse(query.id, address, 4 * count, count))
+            said = count if outcome.failure is not None else outcome.count
+            responses.append(lg.QuerySampleResponse(query.id, address, 4 * count, said))
             address += 4 * count
         lg.QuerySamplesComplete(responses)
         if not self._closed:

@@ -27,7 +27,7 @@ _NUMBERS: dict[str, type] = {
 
 class Recorder:
     """Rows in order of completion. `issued_s` counts from the first callback of the test, the rest from the query's
-    own.
+    own. `texts` are right answers that came as text, each with the replica's count of its tokens.
 
     LoadGen's clock starts at the scheduled time, which a SUT cannot see: the official metrics are LoadGen's.
     """
@@ -37,6 +37,7 @@ class Recorder:
         self._number = {name: index for index, name in enumerate(replicas)}
         self._columns: dict[str, Column] = {name: np.zeros(max(1, expected), kind) for name, kind in _NUMBERS.items()}
         self._errors: dict[int, str] = {}
+        self.texts: list[tuple[str, int]] = []
         self._size = 0
 
     def __len__(self) -> int:
@@ -57,13 +58,15 @@ class Recorder:
             samples[row] = query.index
             replicas[row] = self._number.get(outcome.replica, -1)
             inputs[row] = len(query.prompt)
-            outputs[row] = len(outcome.tokens)
+            outputs[row] = outcome.count
             attempts[row] = outcome.attempts
             issued[row] = query.issued
             ttft[row] = outcome.first_token - query.issued if outcome.first_token else np.nan
             latency[row] = outcome.last_byte - query.issued if outcome.last_byte else np.nan
             if outcome.failure is not None:
                 self._errors[row] = f"{outcome.failure.kind}: {outcome.failure}"
+            elif outcome.text is not None:
+                self.texts.append((outcome.text, outcome.said))
         self._size += len(finished)
 
     def column(self, name: str) -> Column:

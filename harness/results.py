@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +87,7 @@ class Facts:
     replicas: Sequence[Replica]
     loop_cpu: float
     process_cpu: float
+    late: int = 0
     loop_lags: Sequence[float] = ()
     respond_times: Sequence[float] = ()
 
@@ -214,7 +216,14 @@ def _incomplete(config: RunConfig, log: Log, answered: Sequence[int] | None, tot
 
 
 def not_ready_reasons(
-    config: RunConfig, facts: Facts, log: Log, valid: bool, passed: bool | None, total: int, stray_audit: bool
+    config: RunConfig,
+    facts: Facts,
+    log: Log,
+    valid: bool,
+    passed: bool | None,
+    total: int,
+    stray_audit: bool,
+    engines: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
     """Why this result cannot go into a submission; empty if it can."""
     row, reasons = config.row, []
@@ -252,7 +261,29 @@ def not_ready_reasons(
         reasons.append("an audit.config lies in the working directory (it was not used)")
     if config.backend == "echo":
         reasons.append("the echo backend is a rehearsal: no model answered")
+    return reasons + remote_reasons(config, engines)
+
+
+def remote_reasons(config: RunConfig, engines: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What of remote replicas keeps a result out of a submission."""
+    reasons = []
+    if any(facts.get("answers") == "text" for facts in engines.values()):
+        reasons.append("answers came as text, whose token ids nobody knows for sure")
+    if untried := {str(facts["dialect"]) for facts in engines.values() if facts.get("tried") is False}:
+        reasons.append(f"the dialect {', '.join(untried)} has never been tried on a real server")
+    if elsewhere := [url for url in config.endpoint if not is_local(url)]:
+        # inference_rules.adoc, Query Dispatch Library: a SUT behind a network is the network division's.
+        reasons.append(f"{elsewhere[0]} is on another host, which only the network division allows")
+        if config.offline_batch > 1:
+            reasons.append("the network division allows no batching before the network (--offline-batch)")
+    if config.insecure:
+        reasons.append("certificates were not verified (--insecure)")
     return reasons
+
+
+def is_local(url: str) -> bool:
+    host = urlsplit(url if "//" in url else f"//{url}").hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
@@ -363,6 +394,7 @@ def conclude(
     accuracy: Mapping[str, Any],
     environment: Mapping[str, Any],
     stray_audit: bool,
+    texts: Mapping[str, float] | None = None,
 ) -> RunResult:
     """Bring everything known about a test to one result."""
     log = read_detail(config.output_dir / DETAIL)
@@ -372,7 +404,8 @@ def conclude(
         figures["source"] = "loadgen, failed queries included"
     cost = overhead(log, recorder, facts)
     limited = is_client_limited(cost, figures)
-    unready = not_ready_reasons(config, facts, log, not reasons, accuracy["passed"], total, stray_audit)
+    engines = environment["engines"]
+    unready = not_ready_reasons(config, facts, log, not reasons, accuracy["passed"], total, stray_audit, engines)
     if limited:
         unready.append("the harness itself was the limit (client_limited)")
     content = {
@@ -401,6 +434,8 @@ def conclude(
         "retries_by_kind": dict(facts.retries),
         "first_retry": facts.first_retry,
         "overhead": cost,
+        "late_frames": facts.late,
+        **({"text_answers": dict(texts)} if texts else {}),
         "loadgen": {"version": log.values.get("loadgen_version"), "verdict": log.verdict, "errors": len(log.errors)},
         "config": as_json(config),
         "environment": environment,

@@ -105,9 +105,10 @@ def open_sut(config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress
     guard = Guard()
     try:
         progress.say(f"Starting {config.replicas} {config.backend} replica{'s' * (config.replicas > 1)} …")
-        sut = make_sut(config)
+        sut = make_sut(config, tokenizer)
         prepare_folder(config)
         sut.open()
+        sut.prepare(samples.prompts())
         yield System(sut, samples, tokenizer, guard)
         if sut.aborted is None:
             progress.say("Stopping the replicas …")
@@ -117,7 +118,7 @@ def open_sut(config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress
         guard.close()
 
 
-def make_sut(config: RunConfig) -> SUT:
+def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
     """The SUT with its replicas, nothing started. Raises ConfigError or SetupError for what the backend refuses."""
     plan = Plan(
         replicas=config.replicas,
@@ -130,6 +131,17 @@ def make_sut(config: RunConfig) -> SUT:
         engine_args=config.engine_arg,
         engine_env=config.engine_env,
         log_dir=config.output_dir,
+        endpoints=config.endpoint,
+        serve=config.serve,
+        served_model=config.served_model,
+        dialect=config.dialect,
+        offline_batch=config.offline_batch,
+        max_in_flight=config.max_in_flight,
+        ca_file=Path(config.ca_file) if config.ca_file else None,
+        insecure=config.insecure,
+        ready_timeout=config.ready_timeout,
+        tokens_now=config.mode == "accuracy",
+        codec=tokenizer,
     )
     backends = make_backends(config.backend, plan)
     replicas = [Replica(f"{config.backend}-{i}", backend, config.max_in_flight) for i, backend in enumerate(backends)]
@@ -179,11 +191,29 @@ def run_test(config: RunConfig, system: System, progress: Progress) -> RunResult
             accuracy=scores,
             environment=describe_environment(system),
             stray_audit=stray_audit,
+            texts=compare_texts(recorder.texts, system.tokenizer),
         )
         result.save()
     finally:
         restore_signals(handlers)
     return result
+
+
+def compare_texts(texts: Sequence[tuple[str, int]], tokenizer: Tokenizer) -> dict[str, float]:
+    """How the replicas' counts of tokens stand to our tokenizer's, now that the clock has stopped.
+
+    A count includes the end-of-sequence token, which a text does not have: a difference of one is none.
+    """
+    if not texts:
+        return {}
+    head = len(tokenizer.encode([""])[0])
+    ours = [len(ids) - head for ids in tokenizer.encode([text for text, _ in texts])]
+    differences = [said - own for own, (_, said) in zip(ours, texts, strict=True)]
+    return {
+        "answers": len(texts),
+        "same_count": sum(difference in (0, 1) for difference in differences),
+        "mean_difference": sum(differences) / len(differences),
+    }
 
 
 def describe_environment(system: System) -> dict[str, Any]:
@@ -260,6 +290,7 @@ def gather_facts(
         first_failure=work.first_failure,
         failed_on=dict(work.failed_on),
         retries=dict(work.retries),
+        late=work.late,
         first_retry=work.first_retry,
         duration=duration,
         replicas=[share(name, own) for name, own in zip(names, books, strict=True)],
@@ -337,9 +368,9 @@ def restore_signals(handlers: Mapping[signal.Signals, Any]) -> None:
         signal.signal(number, handler)
 
 
-def dry_run(config: RunConfig, samples: Samples) -> dict[str, Any]:
+def dry_run(config: RunConfig, samples: Samples, tokenizer: Tokenizer) -> dict[str, Any]:
     """What would be done: the resolved configuration, checked by the backend too, and the dataset; starts nothing."""
-    make_sut(config)
+    make_sut(config, tokenizer)
     lengths = samples.lengths
     return {
         "config": as_json(config),

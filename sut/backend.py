@@ -16,10 +16,12 @@ class Sink(Protocol):
     """Where a backend delivers what it has; calls for a query that is already done are counted and dropped."""
 
     def first(self, query: Query, ids: Tokens) -> None:
-        """The first token of a streamed answer, int32, shape (1,); once, before `done`."""
+        """The first token of a streamed answer, int32, shape (1,), or empty from a replica that answers in text; once,
+        before `done`."""
 
     def progress(self, query: Query, tokens: int) -> None:
-        """`tokens` of the answer have arrived so far; optional, it feeds the stall deadline and the live view."""
+        """`tokens` of the answer are known to have arrived so far; optional, it feeds the stall deadline and policies
+        that weigh tokens."""
 
     def done(self, query: Query, outcome: Outcome) -> None:
         """The end of a query, once."""
@@ -34,8 +36,15 @@ class Backend(Protocol):
     facts: Mapping[str, Any]
     """What the engine turned out to be, for the record; known after `start`."""
 
+    drains: bool
+    """Whether what is in flight may still be answered after `trouble`; if not, it is lost with the replica."""
+
     async def start(self) -> None:
         """Come up, warmed by synthetic prompts. Raises ConfigError or SetupError."""
+
+    async def prepare(self, prompts: Sequence[Tokens]) -> None:
+        """Do before the clock starts what can be done for these prompts, all of the samples, in order. Raises
+        SetupError for a prompt that the replica cannot serve."""
 
     def submit(self, queries: Sequence[Query], sink: Sink) -> None:
         """Serve these; several are one Offline batch."""

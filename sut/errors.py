@@ -5,10 +5,16 @@ SutError
 ├── SetupError           a model, dataset or replica that is not there or not ready
 └── QueryFailed          one query without a right answer: data, carried in its Outcome
     ├── Rejected         the replica refused the request
+    ├── Busy             the replica asks to be left alone for a while
+    ├── ServerError      the replica says that it has failed
+    ├── Unreachable      no connection to the replica could be made
+    ├── Disconnected     the connection ended before the answer did
+    ├── Malformed        bytes that are no answer: bad HTTP, bad JSON, a frame or body beyond all limits
+    ├── ErrorFrame       an error inside an answer that had begun well
     ├── BadFinish        the answer ended for another reason than `stop` or `length`
     ├── NoTokens         a finished answer without a token
     ├── OneToken         a finished answer of one token: LoadGen has no time per output token for it
-    ├── Miscounted       an answer that does not begin with the first token that was reported
+    ├── Miscounted       another first token, or another number of tokens, than the replica has said
     ├── FirstTokenLate   no first token within the deadline
     ├── Stalled          no token for too long after the first
     ├── TimedOut         not complete within the deadline of the whole request
@@ -35,13 +41,53 @@ class SetupError(SutError):
 
 
 class QueryFailed(SutError):
-    """One query without a right answer. `kind` is its name in results."""
+    """One query without a right answer.
+
+    `kind` is its name in results; `elsewhere` says whether another replica may do better.
+    """
 
     kind: ClassVar[str] = "failed"
+    elsewhere: ClassVar[bool] = False
 
 
 class Rejected(QueryFailed):
     kind = "rejected"
+
+
+class Busy(QueryFailed):
+    """`pause` is how many seconds the replica wants to be left alone."""
+
+    kind = "busy"
+    elsewhere = True
+
+    def __init__(self, text: str, pause: float = 1.0) -> None:
+        super().__init__(text)
+        self.pause = pause
+
+
+class ServerError(QueryFailed):
+    kind = "server_error"
+    elsewhere = True
+
+
+class Unreachable(QueryFailed):
+    kind = "unreachable"
+    elsewhere = True
+
+
+class Disconnected(QueryFailed):
+    kind = "disconnected"
+    elsewhere = True
+
+
+class Malformed(QueryFailed):
+    kind = "malformed"
+    elsewhere = True
+
+
+class ErrorFrame(QueryFailed):
+    kind = "error_frame"
+    elsewhere = True
 
 
 class BadFinish(QueryFailed):
@@ -62,6 +108,7 @@ class Miscounted(QueryFailed):
 
 class FirstTokenLate(QueryFailed):
     kind = "first_token_late"
+    elsewhere = True
 
 
 class Stalled(QueryFailed):
@@ -70,14 +117,17 @@ class Stalled(QueryFailed):
 
 class TimedOut(QueryFailed):
     kind = "timed_out"
+    elsewhere = True
 
 
 class ReplicaDied(QueryFailed):
     kind = "replica_died"
+    elsewhere = True
 
 
 class BackendError(QueryFailed):
     kind = "backend_error"
+    elsewhere = True
 
 
 class Abandoned(QueryFailed):

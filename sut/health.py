@@ -8,18 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sut.dispatch import Replica
-from sut.errors import (
-    BackendError,
-    BadFinish,
-    FirstTokenLate,
-    Miscounted,
-    NoTokens,
-    OneToken,
-    QueryFailed,
-    ReplicaDied,
-    Stalled,
-    TimedOut,
-)
+from sut.errors import BadFinish, FirstTokenLate, Miscounted, NoTokens, OneToken, QueryFailed, Stalled, TimedOut
 from sut.query import Outcome, Query
 
 SWEEP_INTERVAL = 0.25
@@ -28,7 +17,10 @@ SWEEP_INTERVAL = 0.25
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """One attempt at a query, from its hand-over to a backend until its end. Times as in Outcome."""
+    """One attempt at a query, from its hand-over to a backend until its end.
+
+    Times as in Outcome; `tokens` are those reported so far.
+    """
 
     query: Query
     replica: Replica
@@ -37,6 +29,7 @@ class Flight:
     first_token: float = 0.0
     first_id: int = -1
     latest: float = 0.0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +49,15 @@ def judge(flight: Flight, outcome: Outcome) -> QueryFailed | None:
     """Why this outcome is no right answer, or None. Success is only what the replica said."""
     if outcome.failure is not None:
         return outcome.failure
+    if outcome.finish_reason is None:
+        return BadFinish("the answer ended without a finish reason")
     if outcome.finish_reason not in ("stop", "length"):
         return BadFinish(f"the answer ended with the finish reason {outcome.finish_reason!r}")
-    if len(outcome.tokens) == 0:
+    if outcome.count == 0:
         return NoTokens("the answer has no token")
-    if len(outcome.tokens) == 1:
+    if outcome.count == 1:
         return OneToken("the answer has one token, which LoadGen counts as an error")
-    if flight.query.stream and flight.first_id != outcome.tokens[0]:
+    if flight.query.stream and outcome.text is None and flight.first_id != outcome.tokens[0]:
         return Miscounted("the answer does not begin with the first token that was reported")
     return None
 
@@ -84,5 +79,4 @@ def overdue(flight: Flight, now: float, deadlines: Deadlines) -> QueryFailed | N
 
 def may_retry(flight: Flight, failure: QueryFailed) -> bool:
     """Whether a resilient SUT serves the query again: nothing of an answer was seen, another replica may do better."""
-    helpable = isinstance(failure, ReplicaDied | BackendError | FirstTokenLate | TimedOut)
-    return helpable and not flight.first_token
+    return failure.elsewhere and not flight.first_token

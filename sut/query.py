@@ -40,7 +40,8 @@ class Outcome:
     """How a query ended: an answer, or a typed failure. Times are seconds of `time.perf_counter`, 0.0 where unknown.
 
     `tokens` are all ids of the answer, the first included; after a failure, those that had arrived. `failure` None
-    means that the replica said the answer is complete (finish reason `stop` or `length`).
+    means that the replica said the answer is complete (finish reason `stop` or `length`). A replica that answers in
+    text gives `text` and, as `said`, how many tokens it counted; then `tokens` may be empty.
     """
 
     tokens: Tokens
@@ -51,6 +52,13 @@ class Outcome:
     sent: float = 0.0
     first_token: float = 0.0
     last_byte: float = 0.0
+    text: str | None = None
+    said: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many tokens the answer has."""
+        return len(self.tokens) or self.said
 
 
 def as_tokens(ids: Sequence[int]) -> Tokens:

@@ -12,14 +12,14 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter, thread_time
 from typing import Any, TypeVar
 
 import uvloop
 
 from sut.dispatch import Books, Policy, Replica, make_policy
-from sut.errors import Abandoned, BackendError, QueryFailed, ReplicaDied
+from sut.errors import Abandoned, BackendError, Busy, QueryFailed, ReplicaDied, Unreachable
 from sut.health import SWEEP_INTERVAL, Deadlines, Flight, judge, may_retry, overdue
 from sut.query import NO_TOKENS, Outcome, Query, Tokens
 from sut.work import Counts, Work
@@ -49,10 +49,18 @@ class ReplicaSink:
         self._sut._first(self._replica, query, ids)
 
     def progress(self, query: Query, tokens: int) -> None:
-        self._sut._progress(self._replica, query)
+        self._sut._progress(self._replica, query, tokens)
 
     def done(self, query: Query, outcome: Outcome) -> None:
         self._sut._done(self._replica, query, outcome)
+
+
+@dataclass(slots=True)
+class Tried:
+    """What has been tried for a query that failed: how often, and which replicas are not asked again."""
+
+    attempts: int = 0
+    replicas: list[Replica] = field(default_factory=list)
 
 
 class SUT:
@@ -72,7 +80,7 @@ class SUT:
         self._queue: deque[Query] = deque()
         # Queries to be served again, each with the outcome it has if nobody else can; and who has tried each.
         self._again: deque[tuple[Query, Outcome]] = deque()
-        self._tried: dict[int, list[Replica]] = {}
+        self._tried: dict[int, Tried] = {}
         self._finished: list[tuple[Query, Outcome]] = []
         self._freed: list[Replica] = []
         self._moved = 0.0
@@ -88,6 +96,13 @@ class SUT:
         self._thread.start()
         self.run(self._start_replicas())
         self.run(self._watch())
+
+    def prepare(self, prompts: Sequence[Tokens]) -> None:
+        """Have the replicas do beforehand what they can for these prompts. Raises SetupError."""
+        self.run(self._prepare(prompts))
+
+    async def _prepare(self, prompts: Sequence[Tokens]) -> None:
+        await asyncio.gather(*(replica.backend.prepare(prompts) for replica in self.replicas))
 
     def close(self) -> None:
         """Stop all replicas and the loop; returns in any case, whatever a replica may still be doing."""
@@ -224,25 +239,29 @@ class SUT:
         """Take queries off the common queue, in order, while the policy finds a replica for them."""
         while self._queue and (replica := self._policy.pick(self._queue[0])) is not None:
             query = self._queue.popleft()
+            self._policy.started(replica, query)
             if replica.room > 0 and not replica.waiting:
                 self._depart(replica, query, batches)
             else:
                 replica.waiting.append(query)
 
     def _serve_again(self, batches: dict[Replica, list[Query]]) -> None:
-        """Second attempts, each on a replica that has not tried yet; they wait until such a one has room."""
+        """Second attempts, each on a replica that may still try; they wait until such a one is there and has room."""
         for _ in range(len(self._again)):
             query, outcome = self._again.popleft()
             untried = self._untried(query)
+            roomy = [replica for replica in untried if replica.serving and replica.room > 0]
             if not untried:
                 self._end(query, outcome)
-            elif (replica := max(untried, key=lambda other: other.room)).room > 0:
+            elif roomy:
+                replica = max(roomy, key=lambda other: other.room)
+                self._policy.started(replica, query)
                 self._depart(replica, query, batches)
             else:
                 self._again.append((query, outcome))
 
     def _untried(self, query: Query) -> list[Replica]:
-        tried = self._tried.get(query.id, ())
+        tried = self._tried[query.id].replicas if query.id in self._tried else ()
         return [replica for replica in self.replicas if replica.ejected is None and replica not in tried]
 
     def _depart(self, replica: Replica, query: Query, batches: dict[Replica, list[Query]]) -> None:
@@ -250,7 +269,8 @@ class SUT:
         if replica.in_flight == 0:
             replica.books.busy_since = now
         replica.in_flight += 1
-        self._flights[query.id] = Flight(query, replica, now, len(self._tried.get(query.id, ())) + 1)
+        attempt = 1 + self._tried[query.id].attempts if query.id in self._tried else 1
+        self._flights[query.id] = Flight(query, replica, now, attempt)
         batches.setdefault(replica, []).append(query)
 
     def _submit(self, batches: dict[Replica, list[Query]]) -> None:
@@ -269,14 +289,18 @@ class SUT:
             self._note_late()
             return
         self._moved = flight.first_token = flight.latest = perf_counter()
-        flight.first_id = int(ids[0])
+        if len(ids):
+            flight.first_id = int(ids[0])
         assert self._work is not None
         self._work.responder.first(query, ids)
 
-    def _progress(self, replica: Replica, query: Query) -> None:
+    def _progress(self, replica: Replica, query: Query, tokens: int) -> None:
         flight = self._flights.get(query.id)
         if flight is not None and flight.replica is replica:
             self._moved = flight.latest = perf_counter()
+            if tokens > flight.tokens:
+                self._policy.progressed(replica, tokens - flight.tokens)
+                flight.tokens = tokens
 
     def _done(self, replica: Replica, query: Query, outcome: Outcome) -> None:
         flight = self._flights.get(query.id)
@@ -288,14 +312,15 @@ class SUT:
         outcome.failure = judge(flight, outcome)
         outcome.replica, outcome.attempts = replica.name, flight.attempt
         outcome.sent, outcome.first_token, outcome.last_byte = flight.sent, flight.first_token, now
-        self._leave(replica, outcome, now)
+        self._leave(flight, outcome, now)
         if outcome.failure is None:
             self._end(query, outcome)
         else:
             self._failed(flight, outcome)
 
-    def _leave(self, replica: Replica, outcome: Outcome, now: float) -> None:
+    def _leave(self, flight: Flight, outcome: Outcome, now: float) -> None:
         """Take a finished query off its replica's books."""
+        replica = flight.replica
         books = replica.books
         replica.in_flight -= 1
         if replica.in_flight == 0:
@@ -303,10 +328,10 @@ class SUT:
         books.last_done = now
         if outcome.failure is None:
             books.queries += 1
-            books.tokens += len(outcome.tokens)
+            books.tokens += outcome.count
         else:
             books.failures += 1
-        self._policy.finished(replica)
+        self._policy.finished(replica, flight.query, flight.tokens)
         self._call_for_refill(replica)
 
     def _call_for_refill(self, replica: Replica) -> None:
@@ -318,9 +343,14 @@ class SUT:
     def _failed(self, flight: Flight, outcome: Outcome) -> None:
         query, failure, work = flight.query, outcome.failure, self._work
         assert failure is not None and work is not None
-        if isinstance(failure, ReplicaDied):
+        if isinstance(failure, ReplicaDied | Unreachable):
             self._eject(flight.replica, str(failure))
-        self._tried.setdefault(query.id, []).append(flight.replica)
+        tried = self._tried.setdefault(query.id, Tried())
+        tried.attempts += 1
+        if self._resilient and isinstance(failure, Busy) and self._may_wait(query, failure.pause):
+            self._rest(flight.replica, failure.pause)  # and it may then try again
+        else:
+            tried.replicas.append(flight.replica)
         if self._resilient and self.aborted is None and may_retry(flight, failure) and self._untried(query):
             work.retries[failure.kind] += 1
             if work.first_retry is None:
@@ -329,12 +359,17 @@ class SUT:
         else:
             self._end(query, outcome)
 
+    def _may_wait(self, query: Query, pause: float) -> bool:
+        """Whether a query may wait for a replica that has asked for a pause: as long as any query may take."""
+        limit = self._deadlines.request or self._deadlines.stall
+        return limit is None or perf_counter() + pause - query.issued < limit
+
     def _end(self, query: Query, outcome: Outcome) -> None:
         """A query's one and only end."""
         work = self._work
         assert work is not None
         work.completed += 1
-        work.tokens += len(outcome.tokens)
+        work.tokens += outcome.count
         if outcome.failure is not None:
             work.failures[outcome.failure.kind] += 1
             if outcome.replica:
@@ -373,8 +408,9 @@ class SUT:
                 self._eject(replica, trouble)
             elif trouble is None and replica.ejected is not None:
                 replica.ejected = None
-                self._policy.admit(replica)
-                self._call_for_refill(replica)
+                self._admit(replica)
+            if replica.ejected is not None:
+                self._give_up_without_replicas(replica)
         now = perf_counter()
         missed = [(flight, why) for flight in self._flights.values() if (why := overdue(flight, now, self._deadlines))]
         for flight, why in missed:
@@ -402,20 +438,45 @@ class SUT:
         self._done(flight.replica, flight.query, Outcome(NO_TOKENS, failure=why))
 
     def _eject(self, replica: Replica, reason: str) -> None:
-        """Take a dead replica out: its queries fail (or move on), and without any replica the test is given up."""
+        """Take a replica out that cannot serve: what waits for it goes to others, and what is in flight there is lost
+        (or moves on), unless it drains. Without any replica the test is given up."""
         if replica.ejected is not None:
             return
         replica.ejected = reason
         replica.books.ejected_at = perf_counter()
+        self._bench(replica)
+        if not replica.backend.drains:
+            for flight in [f for f in self._flights.values() if f.replica is replica]:
+                self._fail(flight, ReplicaDied(reason))
+        self._call_for_refill(replica)
+        self._give_up_without_replicas(replica)
+
+    def _give_up_without_replicas(self, last: Replica) -> None:
+        """Nobody is left to serve, and nothing is in flight that might still be answered."""
+        if not self._any_live() and not self._flights:
+            self._give_up(f"no replica is left; the last to go was {last.name}: {last.ejected}")
+
+    def _rest(self, replica: Replica, pause: float) -> None:
+        """Give a replica no work for so many seconds, as it has asked."""
+        if replica.serving:
+            self._bench(replica)
+            self._loop.call_later(pause, self._admit, replica)
+
+    def _bench(self, replica: Replica) -> None:
+        """No more work for a replica; what waits for it goes back to the common queue."""
+        replica.serving = False
         self._policy.eject(replica)
-        for flight in [f for f in self._flights.values() if f.replica is replica]:
-            self._fail(flight, ReplicaDied(reason))
+        for query in replica.waiting:
+            self._policy.finished(replica, query, 0)
         self._queue.extend(replica.waiting)
         replica.waiting.clear()
-        if self._any_live():
+
+    def _admit(self, replica: Replica) -> None:
+        """A replica may work again."""
+        if replica.ejected is None and not replica.serving:
+            replica.serving = True
+            self._policy.admit(replica)
             self._call_for_refill(replica)
-        else:
-            self._give_up(f"no replica is left; the last to go was {replica.name}: {reason}")
 
     def _any_live(self) -> bool:
         return any(replica.ejected is None for replica in self.replicas)
@@ -437,5 +498,7 @@ class SUT:
         held = [*self._queue, *(query for replica in self.replicas for query in replica.waiting)]
         self._queue.clear()
         for replica in self.replicas:
+            for query in replica.waiting:
+                self._policy.finished(replica, query, 0)
             replica.waiting.clear()
         self._route(held)

@@ -60,14 +60,26 @@ _OPTIONS = [
     click.option("--model", help="Folder or hub id; the tokenizer comes from it.  [default: the benchmark's]"),
     click.option("--dataset", help="JSONL of raw OpenOrca rows (id, system_prompt, question, response).  "
                                    "[default: the benchmark's]"),
-    click.option("--backend", default="vllm", show_default=True, help="vllm (in this process) or echo (simulator)."),
-    click.option("--replicas", type=COUNT, default=1, show_default=True, help="Engines to start."),
+    click.option("--backend", help="vllm (in this process), remote (behind HTTP) or echo (simulator).  "
+                                   "[default: remote with --endpoint or --serve, else vllm]"),
+    click.option("--replicas", type=COUNT, help="Engines or servers to start.  [default: 1]"),
+    click.option("--serve", is_flag=True, help="Start that many `vllm serve` here, use them, stop them."),
+    click.option("--endpoint", multiple=True, metavar="URL",
+                 help="A remote replica (/v1 is added); may be repeated.  API key: LOADGEN_HARNESS_API_KEY."),
+    click.option("--served-model", help="What the replicas call the model.  [default: what /v1/models lists]"),
+    click.option("--dialect", help="vllm, openai, sglang or tgi.  [default: probed]"),
+    click.option("--offline-batch", type=COUNT, default=1, show_default=True, help="Prompts per Offline request."),
+    click.option("--ca-file", type=EXISTING, help="Certificates to trust for https.  [default: the system's]"),
+    click.option("--insecure", is_flag=True, help="Do not verify certificates; recorded in the result."),
+    click.option("--ready-timeout", type=SECONDS, default=1800.0, show_default=True,
+                 help="Seconds that --serve waits for its servers."),
     click.option("--engine-arg", multiple=True, callback=engine_arguments, metavar="K=V",
                  help="For the engine, such as max_num_seqs=64; may be repeated."),
     click.option("--engine-env", multiple=True, callback=pairs, metavar="K=V",
                  help="Environment variable of the engine; may be repeated."),
     click.option("--dispatch", default="auto", show_default=True,
-                 help="auto (pull in Offline, else round-robin), pull, round-robin."),
+                 help="auto (pull in Offline, else round-robin), pull, round-robin, least-outstanding, least-tokens, "
+                      "power-of-two."),
     click.option("--max-in-flight", type=COUNT, help="Queries in flight per replica; further ones wait for it."),
     click.option("--stream-interval", callback=interval, help="Tokens per frame after the first.  [default: all]"),
     click.option("--user-conf", type=EXISTING, help="LoadGen settings.  [default: the project's user.conf]"),
@@ -110,14 +122,14 @@ def run(as_json: bool, quiet: bool, dry_run: bool, debug: bool, **options: Any) 
     raise_on_signals()
     config, samples, tokenizer = check(resolve(**options))
     if dry_run:
-        return show_plan(config, samples, as_json)
+        return show_plan(config, samples, tokenizer, as_json)
     return run_and_report(config, samples, tokenizer, as_json, quiet)
 
 
-def show_plan(config: Any, samples: Any, as_json: bool) -> int:
+def show_plan(config: Any, samples: Any, tokenizer: Any, as_json: bool) -> int:
     from harness.run import dry_run
 
-    plan = dry_run(config, samples)
+    plan = dry_run(config, samples, tokenizer)
     click.echo(json.dumps(plan, indent=None if as_json else 2))
     return 0
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sut.backend import Backend
 from sut.errors import ConfigError
@@ -24,12 +24,26 @@ class Generation:
     ignore_eos: bool = False
 
 
+class Codec(Protocol):
+    """The model's tokenizer, for replicas that take or give text."""
+
+    def encode(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        """Token ids of each text, begun by the beginning-of-sequence id if the tokenizer has one."""
+
+    def decode(self, answers: Sequence[Sequence[int]]) -> Sequence[str]:
+        """Texts without special tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a backend's factory needs to build its replicas.
 
     `max_model_len` counts prompt and answer tokens. `batch` says that all work is there from the beginning (Offline),
     so that only throughput counts.
+
+    For remote replicas: `endpoints` are their URLs, or with `serve` that many servers are started here. `offline_batch`
+    prompts travel in one request. `tokens_now` asks a replica that answers in text for token ids at once, not only for
+    how many there were. The API key is in no plan: it stays in the environment.
     """
 
     replicas: int
@@ -42,6 +56,17 @@ class Plan:
     engine_env: Mapping[str, str] = field(default_factory=dict)
     log_dir: Path | None = None
     batch: bool = False
+    endpoints: Sequence[str] = ()
+    serve: bool = False
+    served_model: str | None = None
+    dialect: str | None = None
+    offline_batch: int = 1
+    max_in_flight: int | None = None
+    ca_file: Path | None = None
+    insecure: bool = False
+    ready_timeout: float = 1800.0
+    tokens_now: bool = False
+    codec: Codec | None = None
 
 
 Factory = Callable[[Plan], Sequence[Backend]]
@@ -59,7 +84,13 @@ def _vllm(plan: Plan) -> Sequence[Backend]:
     return make_replicas(plan)
 
 
-BACKENDS: dict[str, Factory] = {"vllm": _vllm, "echo": _echo}
+def _remote(plan: Plan) -> Sequence[Backend]:
+    from sut.backends.remote import make_replicas
+
+    return make_replicas(plan)
+
+
+BACKENDS: dict[str, Factory] = {"vllm": _vllm, "remote": _remote, "echo": _echo}
 
 
 def make_backends(name: str, plan: Plan) -> Sequence[Backend]:

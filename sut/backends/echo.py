@@ -80,6 +80,8 @@ class Job:
 class Echo:
     """One simulated replica."""
 
+    drains = False
+
     def __init__(self, index: int, options: EchoOptions) -> None:
         self._options = options
         self._low, self._high = _token_range(options.tokens)
@@ -98,6 +100,9 @@ class Echo:
         self.facts: Mapping[str, Any] = asdict(options)
 
     async def start(self) -> None:
+        pass
+
+    async def prepare(self, prompts: Sequence[Tokens]) -> None:
         pass
 
     async def stop(self) -> None:

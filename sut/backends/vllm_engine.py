@@ -25,7 +25,7 @@ from typing import Any
 from sut.backend import Backend, Sink, drive
 from sut.backends import Plan, refuse_unknown
 from sut.errors import ConfigError, Rejected, ReplicaDied, SetupError
-from sut.query import Query
+from sut.query import Query, Tokens
 
 WARM_UP_PROMPTS = 4
 WARM_UP_TOKENS = 8
@@ -35,6 +35,8 @@ _spawning = threading.Lock()
 
 class VllmEngine:
     """One replica: an AsyncLLM, its devices pinned through the platform's own variable (on a CPU: its cores)."""
+
+    drains = False
 
     def __init__(self, name: str, plan: Plan, environment: Mapping[str, str], cores: Sequence[int]) -> None:
         self._name = name
@@ -56,7 +58,7 @@ class VllmEngine:
             raise
         except Exception as error:
             raise SetupError(
-                f"the vLLM engine {self._name} did not start: {_first_line(error)}{self._tail()}"
+                f"the vLLM engine {self._name} did not start: {first_line(error)}{self._tail()}"
             ) from error
         scheduler = self._engine.vllm_config.scheduler_config
         self.capacity = 2 * int(scheduler.max_num_seqs)
@@ -66,6 +68,9 @@ class VllmEngine:
             "max_model_len": int(self._engine.model_config.max_model_len),
             "dtype": str(self._engine.model_config.dtype).removeprefix("torch."),
         }
+
+    async def prepare(self, prompts: Sequence[Tokens]) -> None:
+        """Nothing: token ids are what the engine takes."""
 
     def submit(self, queries: Sequence[Query], sink: Sink) -> None:
         loop = asyncio.get_running_loop()
@@ -162,7 +167,7 @@ class VllmEngine:
         except EngineDeadError as error:
             raise ReplicaDied(self._why_dead()) from error
         except VLLMValidationError as error:
-            raise Rejected(f"vLLM refused the prompt: {_first_line(error)}") from error
+            raise Rejected(f"vLLM refused the prompt: {first_line(error)}") from error
 
     def _parameters(self, stream: bool, max_tokens: int) -> Any:
         from vllm import SamplingParams
@@ -195,31 +200,41 @@ class VllmEngine:
 
 def make_replicas(plan: Plan) -> Sequence[Backend]:
     """One engine per replica, the devices of this machine divided among them. Raises ConfigError or SetupError."""
+    AsyncEngineArgs = require_vllm()
+    for key, value in plan.engine_env.items():
+        os.environ[key] = value
+    refuse_unknown(plan.engine_args, [field.name for field in fields(AsyncEngineArgs)], "engine argument of vLLM")
+    for name in ("model", "tokenizer"):
+        if name in plan.engine_args:
+            raise ConfigError(f"--engine-arg {name}=… would serve another model than the result says: use --model.")
+    return [VllmEngine(f"vllm-{i}", plan, *place) for i, place in enumerate(divide_machine(plan))]
+
+
+def require_vllm() -> Any:
+    """vLLM's AsyncEngineArgs. Raises SetupError, with what to do, where vLLM is not there or cannot be imported."""
     if find_spec("vllm") is None:
         raise SetupError(
             "vLLM is not installed here: run scripts/run.sh, or pip install '.[cpu]' (with a GPU: '.[gpu]')."
         )
     # Our own process's vLLM says what matters through exceptions; its console lines would tear the live view.
     logging.getLogger("vllm").setLevel(logging.ERROR)
-    for key, value in plan.engine_env.items():
-        os.environ[key] = value
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.platforms import current_platform
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
         raise SetupError(
-            f"vLLM is installed but cannot be imported ({_first_line(error)}); on a CPU, remove what does not fit its "
+            f"vLLM is installed but cannot be imported ({first_line(error)}); on a CPU, remove what does not fit its "
             "torch: pip uninstall torchvision torchaudio torchcodec."
         ) from error
-    refuse_unknown(plan.engine_args, [field.name for field in fields(AsyncEngineArgs)], "engine argument of vLLM")
-    for name in ("model", "tokenizer"):
-        if name in plan.engine_args:
-            raise ConfigError(f"--engine-arg {name}=… would serve another model than the result says: use --model.")
+    return AsyncEngineArgs
+
+
+def divide_machine(plan: Plan) -> list[tuple[dict[str, str], list[int]]]:
+    """Per replica the environment and the cores of its engine. Raises ConfigError if there are not enough of them."""
+    from vllm.platforms import current_platform
+
     if current_platform.is_cpu():
-        places = _divide_cores(plan)
-    else:
-        places = _divide_devices(plan, current_platform.device_control_env_var, current_platform.device_count())
-    return [VllmEngine(f"vllm-{i}", plan, *place) for i, place in enumerate(places)]
+        return _divide_cores(plan)
+    return _divide_devices(plan, current_platform.device_control_env_var, current_platform.device_count())
 
 
 def engine_arguments(plan: Plan) -> dict[str, Any]:
@@ -272,6 +287,11 @@ def _divide_cores(plan: Plan) -> list[tuple[dict[str, str], list[int]]]:
 
 def _divide_devices(plan: Plan, variable: str, count: int) -> list[tuple[dict[str, str], list[int]]]:
     """Per replica the devices it may see, in the platform's own variable: tensor × pipeline parallel of them."""
+    if variable in plan.engine_env:
+        raise ConfigError(
+            f"--engine-env {variable}=… would give all replicas the same devices: set it for the harness, which "
+            "divides them."
+        )
     size = prod(_parallel(plan, f"{kind}_parallel_size") for kind in ("tensor", "pipeline", "data"))
     visible = os.environ.get(variable)
     devices = [name.strip() for name in visible.split(",")] if visible else [str(device) for device in range(count)]
@@ -369,6 +389,6 @@ def _spread_threads(cores: Iterable[int]) -> None:
                 os.sched_setaffinity(int(thread), cores)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]

@@ -213,14 +213,14 @@ def test_not_ready_reasons(
     options: dict[str, Any], facts: dict[str, Any], log: dict[str, Any], how: dict[str, Any], reason: str | None
 ) -> None:
     resolved = config(**options)
-    said = {"valid": True, "passed": True, "total": 1024, "stray_audit": False} | how
+    said = {"valid": True, "passed": True, "total": 1024, "stray_audit": False, "engines": {}} | how
     found = results.not_ready_reasons(resolved, replace(FACTS, **facts), Log(as_the_demo_asks() | log), **said)
     assert found == [NEVER] if reason is None else found == [NEVER, reason.format(model=resolved.row.model)]
 
 
 def test_a_shortened_answer_is_not_for_a_submission() -> None:
     shorter = replace(config(), generation=replace(config().generation, max_tokens=16))
-    found = results.not_ready_reasons(shorter, FACTS, Log(as_the_demo_asks()), True, True, 1024, False)
+    found = results.not_ready_reasons(shorter, FACTS, Log(as_the_demo_asks()), True, True, 1024, False, {})
     assert found == [NEVER, "answers are not made as the benchmark asks"]
 
 

@@ -78,6 +78,8 @@ class Recorder:
 class Scripted:
     """A replica that holds what it is given until told to finish it; `act`, if any, is called on each submit."""
 
+    drains = False
+
     def __init__(self, capacity: int = 4, act: Callable[[Scripted], None] | None = None) -> None:
         self.capacity = capacity
         self.given: list[int] = []
@@ -89,6 +91,9 @@ class Scripted:
         self._act = act
 
     async def start(self) -> None:
+        pass
+
+    async def prepare(self, prompts: Sequence[Tokens]) -> None:
         pass
 
     async def stop(self) -> None:

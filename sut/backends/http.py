@@ -1,0 +1,436 @@
+"""HTTP/1.1 over asyncio transports: connections, requests, response bytes. Knows no LLM.
+
+A client library costs 90 µs a request and 9 µs an event (docs/experiments.md); the whole budget here is 50 and 1. So a
+request is bytes that were ready before, a connection is one Protocol that carries one request at a time, and llhttp
+(httptools) calls straight into lists and dicts: no Python function runs per header or per chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections import deque
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import httptools
+
+from sut.errors import ConfigError, Disconnected, Malformed, QueryFailed, Unreachable
+
+MAX_HEAD = 64 * 1024
+MAX_BODY = 512 * 1024 * 1024
+"""Bytes of a head, and of a body that is read as a whole: an Offline batch of thousands of long answers fits."""
+
+IDLE_LIMIT = 4.0
+"""Seconds after which an idle connection is not used again. uvicorn, and so vLLM, closes after 5: a request that meets
+the closing would be lost."""
+
+CONNECT_LIMIT = 10.0
+"""Seconds until a connection that is not made has failed."""
+
+CONNECTING_AT_ONCE = 64
+
+PATIENCE = 4096
+"""Bytes of a stream that may gather before they are looked at, once its first token has been reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a server is: scheme, host and port, and the path before its routes."""
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str = ""
+
+    @classmethod
+    def parse(cls, url: str) -> Origin:
+        """From a URL such as http://host:8000/prefix; a final /v1 is left out. Raises ConfigError."""
+        try:
+            parts = urlsplit(url if "//" in url else f"http://{url}")
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError as error:
+            raise ConfigError(f"the endpoint {url!r} is no URL: {error}.") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"the endpoint {url!r} is no URL of the form http://host:port.")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ConfigError(
+                "an endpoint's URL holds neither credentials nor a query: the API key comes from the environment "
+                "variable LOADGEN_HARNESS_API_KEY."
+            )
+        if any(ord(letter) <= 32 or ord(letter) > 126 for letter in url):
+            raise ConfigError(f"the endpoint {url!r} has characters that no URL has.")
+        return cls(parts.scheme, parts.hostname, port, parts.path.rstrip("/").removesuffix("/v1"))
+
+    @property
+    def netloc(self) -> str:
+        """As the Host header has it: brackets around IPv6, no port that the scheme implies."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        implied = {"http": 80, "https": 443}[self.scheme]
+        return host if self.port == implied else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.netloc}{self.prefix}"
+
+    def head(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
+        """A request's head up to the value of Content-Length."""
+        lines = [f"{method} {self.prefix}{path} HTTP/1.1", f"Host: {self.netloc}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        return "\r\n".join([*lines, "Content-Length: "]).encode("latin-1")
+
+
+def request_bytes(head: bytes, body: bytes) -> bytes:
+    return b"%b%d\r\n\r\n%b" % (head, len(body), body)
+
+
+class Receiver:
+    """Whom a response is for. Of a request that is sent, exactly one of `end` and `failed` is called, once, unless it
+    is dropped before."""
+
+    __slots__ = ("connection", "dropped")
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self.dropped = False
+
+    def body(self, connection: Connection) -> None:
+        """Head and some of the body are there; what is taken out of `connection.pieces` does not come again."""
+
+    def moved(self) -> None:
+        """Bytes have come that nobody has looked at yet: only after `connection.patient` was set."""
+
+    def end(self, connection: Connection) -> None:
+        """The response is complete, as HTTP understands it."""
+
+    def failed(self, failure: QueryFailed) -> None:
+        """There will be no complete response."""
+
+
+class Events:
+    """What llhttp calls: the C methods of plain containers. `marks` are B(egin), H(ead) and E(nd) in order."""
+
+    __slots__ = ("on_body", "on_header", "on_headers_complete", "on_message_begin", "on_message_complete")
+
+    def __init__(self, pieces: list[bytes], headers: dict[bytes, bytes], marks: list[str]) -> None:
+        self.on_body = pieces.append
+        self.on_header = headers.__setitem__
+        self.on_message_begin = partial(marks.append, "B")
+        self.on_headers_complete = partial(marks.append, "H")
+        self.on_message_complete = partial(marks.append, "E")
+
+
+class Connection(asyncio.Protocol):
+    """A keep-alive connection that carries one request at a time."""
+
+    __slots__ = ("_held", "_held_size", "_marks", "_parser", "_pool", "_size", "headers", "idle_since", "patient",
+                 "pieces", "receiver", "transport")  # fmt: skip
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.transport: Any = None
+        self.receiver: Receiver | None = None
+        self.idle_since = 0.0
+        self.pieces: list[bytes] = []
+        self.headers: dict[bytes, bytes] = {}
+        self._marks: list[str] = []
+        self._parser = httptools.HttpResponseParser(Events(self.pieces, self.headers, self._marks))
+        self._held: list[bytes] = []
+        self._held_size = 0
+        self._size = 0
+        self.patient = False
+
+    # -- what a receiver asks ----------------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> int:
+        return int(self._parser.get_status_code())
+
+    def header(self, name: bytes) -> bytes | None:
+        """A header's value, whatever the case of its name."""
+        return next((value for key, value in self.headers.items() if key.lower() == name), None)
+
+    def take(self) -> list[bytes]:
+        """The pieces of the body that have come since the last call: of a chunked body, its chunks."""
+        pieces = self.pieces[:]
+        self.pieces.clear()
+        self._size = 0
+        return pieces
+
+    # -- what the pool asks ------------------------------------------------------------------------------------------
+
+    def send(self, request: bytes, receiver: Receiver) -> None:
+        self.receiver = receiver
+        receiver.connection = self
+        self.patient = False
+        self._size = 0
+        self.pieces.clear()
+        self.headers.clear()
+        self._marks.clear()
+        self.transport.write(request)
+
+    def drop(self) -> None:
+        """Forget the request in flight, and the connection with it."""
+        self.receiver = None
+        self.transport.abort()
+
+    # -- asyncio.Protocol --------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self._pool.made(self)
+
+    def data_received(self, data: bytes) -> None:
+        receiver = self.receiver
+        if receiver is None:  # nobody has asked for anything
+            self.transport.abort()
+            return
+        if self.patient:
+            self._held.append(data)
+            self._held_size += len(data)
+            # The end of a chunked body ends its last packet, or that packet is shorter than the end itself.
+            if self._held_size < PATIENCE and len(data) >= 4 and not data.endswith(b"\r\n\r\n"):
+                receiver.moved()
+                return
+            data = self._unheld()
+        self._feed(receiver, data)
+
+    def eof_received(self) -> None:
+        """Returning nothing closes the transport: whatever was to come has come."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._pool.lost(self)
+        receiver = self.receiver
+        if receiver is not None and self._held:
+            self._feed(receiver, self._unheld())
+            receiver = self.receiver
+        if receiver is None:
+            return
+        self.receiver = None
+        if error is None and self._ends_with_connection():
+            receiver.end(self)
+        else:
+            what = "was reset" if error else "was closed by the replica"
+            when = "before its first byte" if not self._marks else "before the answer's end"
+            receiver.failed(Disconnected(f"the connection {what} {when}"))
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _unheld(self) -> bytes:
+        data = b"".join(self._held)
+        self._held.clear()
+        self._held_size = 0
+        return data
+
+    def _feed(self, receiver: Receiver, data: bytes) -> None:
+        marks = self._marks
+        fault = None
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:  # also an upgrade, which nobody has asked for
+            fault = f"{type(error).__name__}: {error}"
+        if "E" in marks and self.status < 200:  # an interim response, such as 103: the real one follows
+            del marks[: marks.index("E") + 1]
+            self.headers.clear()
+        if "E" in marks:
+            self._complete(receiver, tainted=fault is not None or marks[-1] != "E")
+            return
+        self._size += len(data)
+        if fault is not None:
+            self._refuse(receiver, f"no HTTP response ({fault})")
+        elif "H" not in marks:
+            if self._size > MAX_HEAD:
+                self._refuse(receiver, f"a response head of more than {MAX_HEAD // 1024} kB")
+        elif self._size > MAX_BODY:
+            self._refuse(receiver, f"a response body of more than {MAX_BODY >> 20} MB")
+        else:
+            receiver.body(self)
+
+    def _complete(self, receiver: Receiver, tainted: bool) -> None:
+        """The receiver reads what it wants of the response; then the connection is free for the next request."""
+        self.receiver = None
+        receiver.connection = None
+        pieces, headers = self.pieces, self.headers
+        # llhttp's own should_keep_alive() has forgotten the headers by now.
+        closing = (self.header(b"connection") or b"").lower() == b"close" or self._parser.get_http_version() == "1.0"
+        receiver.end(self)
+        pieces.clear()
+        headers.clear()
+        if tainted or closing:
+            self.transport.close()
+        else:
+            self._pool.free(self)
+
+    def _refuse(self, receiver: Receiver, what: str) -> None:
+        self.drop()
+        receiver.failed(Malformed(f"the replica sent {what}"))
+
+    def _ends_with_connection(self) -> bool:
+        """Whether the response is one whose body has no other end."""
+        framed = self.header(b"content-length") or self.header(b"transfer-encoding")
+        return "H" in self._marks and framed is None
+
+
+class Pool:
+    """Connections to one server, made as they are needed and kept: the one used last is used next, so it is warm."""
+
+    def __init__(self, origin: Origin, context: ssl.SSLContext | None = None) -> None:
+        self.origin = origin
+        self._context = context
+        self._address = origin.host
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()
+        self._wanted: deque[tuple[bytes, Receiver]] = deque()
+        self._connecting = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+
+    async def resolve(self) -> None:
+        """Look the host up once, not per connection. Raises OSError."""
+        found = await self._loop.getaddrinfo(self.origin.host, self.origin.port, type=socket.SOCK_STREAM)
+        self._address = str(found[0][4][0])
+
+    async def warm(self, count: int) -> None:
+        """Have so many connections open before the clock starts."""
+        missing = max(0, count - len(self._open) - self._connecting)
+        for start in range(0, missing, CONNECTING_AT_ONCE):
+            batch = min(CONNECTING_AT_ONCE, missing - start)
+            self._connecting += batch
+            await asyncio.gather(*(self._connect() for _ in range(batch)))
+
+    def send(self, request: bytes, receiver: Receiver) -> None:
+        """Send a request on an idle connection, or on the first that is made or becomes free."""
+        now = self._loop.time()
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.transport.is_closing():
+                continue
+            if now - connection.idle_since > IDLE_LIMIT:  # and those below it are older still
+                connection.transport.close()
+                continue
+            connection.send(request, receiver)
+            return
+        self._wanted.append((request, receiver))
+        self._connect_more()
+
+    def drop(self, receiver: Receiver) -> None:
+        """Forget a request, wherever it is; its receiver hears nothing any more."""
+        receiver.dropped = True
+        if receiver.connection is not None:
+            connection, receiver.connection = receiver.connection, None
+            connection.drop()
+
+    def close(self) -> None:
+        self._closed = True
+        for connection in list(self._open):
+            connection.drop()
+        for task in self._tasks:
+            task.cancel()
+
+    # -- called by connections ---------------------------------------------------------------------------------------
+
+    def made(self, connection: Connection) -> None:
+        self._open.add(connection)
+        self.free(connection)
+
+    def free(self, connection: Connection) -> None:
+        while self._wanted:
+            request, receiver = self._wanted.popleft()
+            if not receiver.dropped:
+                connection.send(request, receiver)
+                return
+        connection.idle_since = self._loop.time()
+        self._idle.append(connection)
+
+    def lost(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._connect_more()
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _connect_more(self) -> None:
+        while self._connecting < min(len(self._wanted), CONNECTING_AT_ONCE) and not self._closed:
+            self._connecting += 1
+            task = self._loop.create_task(self._connect())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self) -> None:
+        host = self.origin.host if self._context else None
+        try:
+            async with asyncio.timeout(CONNECT_LIMIT):
+                await self._loop.create_connection(
+                    lambda: Connection(self),
+                    self._address,
+                    self.origin.port,
+                    ssl=self._context,
+                    server_hostname=host,
+                )
+        except (OSError, TimeoutError) as error:
+            self._connecting -= 1
+            self._not_made(error)
+        else:
+            self._connecting -= 1
+            self._connect_more()
+
+    def _not_made(self, error: Exception) -> None:
+        """What waits for a connection fails with it; but for want of our own resources, it waits for a free one."""
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL) and self._open:
+            return
+        failure = Unreachable(f"cannot connect to {self.origin}: {reason(error)}")
+        wanted, self._wanted = self._wanted, deque()
+        for _, receiver in wanted:
+            if not receiver.dropped:
+                receiver.failed(failure)
+
+
+def reason(error: Exception) -> str:
+    """Why a connection could not be made, in words."""
+    if isinstance(error, TimeoutError) and not isinstance(error, OSError):
+        return f"no connection within {CONNECT_LIMIT:g} s"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted ({error.verify_message}); name its authority with --ca-file"
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return "too many open files: raise the limit (ulimit -n)"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text or type(error).__name__).strip()
+
+
+class Whole(Receiver):
+    """Waits for a whole response."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.response: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+
+    def end(self, connection: Connection) -> None:
+        if not self.response.done():
+            self.response.set_result((connection.status, b"".join(connection.take())))
+
+    def failed(self, failure: QueryFailed) -> None:
+        if not self.response.done():
+            self.response.set_exception(failure)
+
+
+def fetch(pool: Pool, request: bytes, limit: float) -> Coroutine[Any, Any, tuple[int, bytes]]:
+    """Status and body of one request, off the hot path. Raises a QueryFailed, or TimeoutError after `limit` seconds."""
+
+    async def ask() -> tuple[int, bytes]:
+        receiver = Whole()
+        pool.send(request, receiver)
+        try:
+            async with asyncio.timeout(limit):
+                return await receiver.response
+        finally:
+            if not receiver.response.done() or receiver.response.cancelled():
+                pool.drop(receiver)
+
+    return ask()

@@ -13,6 +13,7 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from sut.errors import SetupError
 from sut.query import TOKEN_DTYPE, Tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Samples:
     """`tokens` are all prompts end to end, int32, shape (total,); prompt i is tokens[starts[i]:starts[i + 1]].
 
@@ -45,8 +46,9 @@ class Samples:
         """A view of one prompt's token ids."""
         return self.tokens[self.starts[index] : self.starts[index + 1]]
 
+    @cached_property
     def prompts(self) -> list[Tokens]:
-        """All of them, in order, as views."""
+        """All of them, in order, as views; always the same list, so that what was made of it is known again."""
         return [self.prompt(index) for index in range(len(self))]
 
     @property

@@ -108,7 +108,6 @@ def open_sut(config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress
         sut = make_sut(config, tokenizer)
         prepare_folder(config)
         sut.open()
-        sut.prepare(samples.prompts())
         yield System(sut, samples, tokenizer, guard)
         if sut.aborted is None:
             progress.say("Stopping the replicas …")
@@ -229,6 +228,7 @@ def drive_loadgen(config: RunConfig, system: System, recorder: Recorder, progres
     settings = loadgen.settings_for(config)
     override = config.settings.get("performance_sample_count_override", config.row.performance_samples)
     loaded = min(len(samples), int(override))
+    sut.prepare(samples.prompts)
     sut.begin(Work(samples.prompt, config.stream, config.generation.max_tokens, loadgen.Bridge(recorder)))
     audit = Path(config.audit_config) if config.audit_config else None
     test = loadgen.Run(sut.issue, settings, len(samples), loaded, folder, audit)

@@ -440,7 +440,8 @@ class SUT:
     def _eject(self, replica: Replica, reason: str) -> None:
         """Take a replica out that cannot serve: what waits for it goes to others, and what is in flight there is lost
         (or moves on), unless it drains. Without any replica the test is given up."""
-        if replica.ejected is not None:
+        if replica.ejected is not None:  # another query of a replica that drains: maybe the last one
+            self._give_up_without_replicas(replica)
             return
         replica.ejected = reason
         replica.books.ejected_at = perf_counter()

@@ -12,7 +12,7 @@ import errno
 import socket
 import ssl
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -420,17 +420,23 @@ class Whole(Receiver):
             self.response.set_exception(failure)
 
 
-def fetch(pool: Pool, request: bytes, limit: float) -> Coroutine[Any, Any, tuple[int, bytes]]:
-    """Status and body of one request, off the hot path. Raises a QueryFailed, or TimeoutError after `limit` seconds."""
+async def fetch(pool: Pool, request: bytes, limit: float) -> tuple[int, bytes]:
+    """Status and body of one request, off the hot path. Raises a QueryFailed, or TimeoutError after `limit` seconds.
 
-    async def ask() -> tuple[int, bytes]:
-        receiver = Whole()
-        pool.send(request, receiver)
-        try:
-            async with asyncio.timeout(limit):
-                return await receiver.response
-        finally:
-            if not receiver.response.done() or receiver.response.cancelled():
-                pool.drop(receiver)
+    Asks twice if a kept connection was just being closed: some servers do so after an error, without a word.
+    """
+    try:
+        return await _fetch_once(pool, request, limit)
+    except Disconnected:
+        return await _fetch_once(pool, request, limit)
 
-    return ask()
+
+async def _fetch_once(pool: Pool, request: bytes, limit: float) -> tuple[int, bytes]:
+    receiver = Whole()
+    pool.send(request, receiver)
+    try:
+        async with asyncio.timeout(limit):
+            return await receiver.response
+    finally:
+        if not receiver.response.done() or receiver.response.cancelled():
+            pool.drop(receiver)

@@ -28,6 +28,7 @@ from sut.backends.serve import Server, make_servers
 from sut.errors import (
     Busy,
     ConfigError,
+    Disconnected,
     Malformed,
     Miscounted,
     QueryFailed,
@@ -67,10 +68,13 @@ class Prompts:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._source: Sequence[Tokens] = ()
         self._rendered: dict[bool, list[bytes]] = {}
 
     def render(self, prompts: Sequence[Tokens], as_ids: bool) -> list[bytes]:
-        if len(self._rendered.get(as_ids, ())) != len(prompts):
+        if prompts is not self._source:  # another test's samples
+            self._source, self._rendered = prompts, {}
+        if as_ids not in self._rendered:
             self._rendered[as_ids] = [self.one(prompt, as_ids) for prompt in prompts]
         return self._rendered[as_ids]
 
@@ -96,6 +100,7 @@ class Remote:
         self._server = server
         self._context = _tls(plan) if origin.scheme == "https" else None
         self._flying: dict[int, Exchange] = {}
+        self._doubtful: list[tuple[Exchange, Disconnected]] = []
         self._rendered: list[bytes] = []
         self._down: str | None = None
         self._suspected = asyncio.Event()
@@ -195,15 +200,26 @@ class Remote:
                 failure = Miscounted("the replica has not said how many tokens its text has")
         return Outcome(tokens, answer.finish, failure, text=text, said=said)
 
-    def failed(self, queries: Sequence[Query], sink: Sink, failure: QueryFailed) -> None:
-        """Queries that travelled together have failed together."""
+    def failed(self, exchange: Exchange, failure: QueryFailed) -> None:
+        """What travelled together has failed together; after a broken connection, once it is known what has broken."""
         if isinstance(failure, Unreachable):
             self._down = str(failure)
         if not isinstance(failure, Rejected | Busy):
             self._suspected.set()
-        for query in queries:
+        if isinstance(failure, Disconnected) and self._down is None:
+            self._doubtful.append((exchange, failure))
+        else:
+            self._end(exchange, failure)
+
+    def _end_doubts(self) -> None:
+        doubtful, self._doubtful = self._doubtful, []
+        for exchange, failure in doubtful:
+            self._end(exchange, ReplicaDied(f"{failure}, and {self._down}") if self._down else failure)
+
+    def _end(self, exchange: Exchange, failure: QueryFailed) -> None:
+        for query in exchange.queries:
             if self._flying.pop(query.id, None) is not None:
-                sink.done(query, Outcome(as_tokens([]), failure=failure))
+                exchange.sink.done(query, Outcome(as_tokens([]), failure=failure))
 
     def _encode(self, text: str) -> Sequence[int]:
         assert self._plan.codec is not None
@@ -254,7 +270,7 @@ class Remote:
             answer = await self._ask(dialect, tokens=4)
         except Rejected as error:
             return f"{route} answers {error}"
-        except (ServerError, Malformed) as error:
+        except (ServerError, Malformed, Disconnected) as error:
             return f"{route}: {error}"
         if dialect.ids_out and not answer.tokens:
             return f"{route} answers without token ids"
@@ -378,6 +394,7 @@ class Remote:
                     self._lose_all(why)
             elif not why and self._down is not None and await self._answers():
                 self._down = None
+            self._end_doubts()
 
     async def _look(self) -> tuple[str | None, bool]:
         """What is wrong with the replica, if anything, and whether that is beyond doubt."""
@@ -407,18 +424,18 @@ class Remote:
 class Exchange(Receiver):
     """One request that is answered as a whole, and the queries that travel in it."""
 
-    __slots__ = ("_dialect", "_queries", "_remote", "_sink")
+    __slots__ = ("_dialect", "_remote", "queries", "sink")
 
     def __init__(self, remote: Remote, dialect: Dialect, queries: Sequence[Query], sink: Sink) -> None:
         super().__init__()
         self._remote = remote
         self._dialect = dialect
-        self._queries = queries
-        self._sink = sink
+        self.queries = queries
+        self.sink = sink
 
     def forget(self, query: Query) -> bool:
         """Whether nobody waits for the response any more."""
-        return len(self._queries) == 1 or not any(other.id in self._remote._flying for other in self._queries)
+        return len(self.queries) == 1 or not any(other.id in self._remote._flying for other in self.queries)
 
     def end(self, connection: Connection) -> None:
         pieces = connection.take()
@@ -427,15 +444,15 @@ class Exchange(Receiver):
             self.failed(failure_of(connection.status, body, connection.header(b"retry-after")))
             return
         try:
-            answers = self._dialect.whole(body, len(self._queries))
+            answers = self._dialect.whole(body, len(self.queries))
         except QueryFailed as failure:
             self.failed(failure)
             return
-        for query, answer in zip(self._queries, answers, strict=True):
-            self._remote.answered(query, self._sink, answer)
+        for query, answer in zip(self.queries, answers, strict=True):
+            self._remote.answered(query, self.sink, answer)
 
     def failed(self, failure: QueryFailed) -> None:
-        self._remote.failed(self._queries, self._sink, failure)
+        self._remote.failed(self, failure)
 
 
 class Streamed(Exchange):
@@ -458,18 +475,18 @@ class Streamed(Exchange):
             self.failed(failure)
 
     def _read(self, connection: Connection) -> None:
-        stream, query = self._stream, self._queries[0]
+        stream, query = self._stream, self.queries[0]
         stream.feed(connection.take())
         answer = stream.answer
         if self._begun:
-            self._sink.progress(query, len(answer.tokens))
+            self.sink.progress(query, len(answer.tokens))
         elif answer.tokens or answer.texts:
             self._begun = True
-            self._sink.first(query, as_tokens(answer.tokens[:1]))
+            self.sink.first(query, as_tokens(answer.tokens[:1]))
             connection.patient = connection.header(b"transfer-encoding") is not None
 
     def moved(self) -> None:
-        self._sink.progress(self._queries[0], len(self._stream.answer.tokens))
+        self.sink.progress(self.queries[0], len(self._stream.answer.tokens))
 
     def end(self, connection: Connection) -> None:
         if connection.status != 200:
@@ -482,7 +499,7 @@ class Streamed(Exchange):
         except QueryFailed as failure:
             self.failed(failure)
             return
-        self._remote.answered(self._queries[0], self._sink, self._stream.answer)
+        self._remote.answered(self.queries[0], self.sink, self._stream.answer)
 
 
 # -- decisions ---------------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def patched(patch: str, folder: Path, *options: str) -> subprocess.CompletedProc
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_an_exception_behind_the_issue_callback_aborts(tmp_path: Path, scenario: str, policy: str) -> None:
     """It must not cross into LoadGen, where it is a segfault, nor leave queries unanswered, where LoadGen hangs."""
-    patch = "from harness.dataset import Samples as S\nS.prompts = lambda self: []\nS.prompt = lambda self, index: 1 / 0"
+    patch = "from harness.dataset import Samples\nSamples.prompts = ()\nSamples.prompt = lambda *_: 1 / 0"
     done = patched(patch, tmp_path / "out", "--scenario", scenario, "--failure-policy", policy, *SCENARIOS[scenario])
     assert done.returncode == 4, done.stderr
     assert "NOT VALID (aborted)" in done.stdout

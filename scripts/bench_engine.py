@@ -3,9 +3,11 @@
     python scripts/bench_engine.py                      7 alternating pairs, each engine in processes of its own
     python scripts/bench_engine.py --multiprocessing 0  the harness's own; LLM.generate's engine is then in its process
     python scripts/bench_engine.py --throughput         against `vllm bench throughput` with its defaults
+    python scripts/bench_engine.py --remote             `vllm serve` over HTTP against the engine in process
 
 Two processes hold an engine each and are asked in turn: A generates with vLLM's own class, B runs a LoadGen Offline
-test through the harness, records and checks on. Every answer is greedy, so the token counts must be equal.
+test through the harness, records and checks on. Every answer is greedy, so the token counts must be equal. The first
+pair is not counted: both sides get faster or slower in it, and the harness's side by up to a tenth.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,6 +32,7 @@ from harness.progress import Progress
 from harness.run import check, open_sut, prepare_folder, run_test
 from sut.backends import Plan
 from sut.backends.vllm_engine import engine_arguments
+from sut.guard import Guard
 
 ORDER = "order.json"
 
@@ -36,12 +40,12 @@ PASSES = 2
 """How often each of the demo's 1,024 questions is asked in one measurement."""
 
 
-def configuration(folder: Path) -> RunConfig:
+def configuration(folder: Path, serve: bool = False) -> RunConfig:
     conf = folder / "bench.conf"
     conf.write_text(
         f"demo.*.performance_sample_count_override = 1024\ndemo.Offline.min_query_count = {PASSES * 1024}\n"
     )
-    return resolve(scenario="Offline", user_conf=conf, output_dir=folder / "engine")
+    return resolve(scenario="Offline", serve=serve, user_conf=conf, output_dir=folder / "engine")
 
 
 def answer(tokens: int, seconds: float) -> None:
@@ -67,9 +71,9 @@ def serve_plain(folder: Path) -> None:
         answer(sum(len(output.outputs[0].token_ids) for output in outputs), perf_counter() - began)
 
 
-def serve_harness(folder: Path) -> None:
+def serve_harness(folder: Path, serve: bool = False) -> None:
     """Process B: one line on stdin asks for one LoadGen Offline test of everything."""
-    config, samples, tokenizer = check(configuration(folder))
+    config, samples, tokenizer = check(configuration(folder, serve))
     with Progress(quiet=True) as progress, open_sut(config, samples, tokenizer, progress) as system:
         issue = system.sut.issue
 
@@ -153,42 +157,51 @@ def interval(ratios: list[float]) -> tuple[float, float]:
 def main() -> None:
     if "--serve" in sys.argv:
         name, folder = sys.argv[2:]
-        return {"plain": serve_plain, "harness": serve_harness}[name](Path(folder))
+        sides = {"plain": serve_plain, "harness": serve_harness, "served": partial(serve_harness, serve=True)}
+        return sides[name](Path(folder))
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--multiprocessing", choices=["0", "1"], default="1", help="VLLM_ENABLE_V1_MULTIPROCESSING")
     parser.add_argument("--throughput", action="store_true", help="against `vllm bench throughput`")
+    parser.add_argument("--remote", action="store_true", help="`vllm serve` against the engine in process")
     options = parser.parse_args()
     environment = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": options.multiprocessing,
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if options.remote else options.multiprocessing,
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
+    guard = Guard()  # no engine outlives an interrupted measurement
     with tempfile.TemporaryDirectory() as place:
         ours = Side("harness", Path(place) / "harness", environment)
-        ours.measure()  # the first one is cold
+        ours.measure()  # a first time cold, and it tells the order
         if options.throughput:
             ratios = against_throughput(ours, options.pairs, environment, Path(place))
+        elif options.remote:
+            served = Side("served", Path(place) / "served", environment)
+            ratios = in_pairs(("in process", ours), ("vllm serve", served), options.pairs)
+            served.stop()
         else:
             plain = Side("plain", Path(place) / "plain", environment)
-            plain.measure()
-            ratios = against_generate(ours, plain, options.pairs)
+            ratios = in_pairs(("LLM.generate", plain), ("harness", ours), options.pairs)
             plain.stop()
         ours.stop()
+    guard.close()
     low, high = interval(ratios)
     print(f"median ratio {statistics.median(ratios):.3f}, 95 % interval {low:.3f} to {high:.3f}, {len(ratios)} pairs")
 
 
-def against_generate(ours: Side, plain: Side, pairs: int) -> list[float]:
+def in_pairs(base: tuple[str, Side], other: tuple[str, Side], pairs: int) -> list[float]:
+    """The other's tokens/s over the base's, measured in turn."""
     ratios = []
-    for _ in range(pairs):
-        theirs, mine = plain.measure(), ours.measure()
+    for number in range(pairs + 1):
+        theirs, mine = base[1].measure(), other[1].measure()
         assert theirs["tokens"] == mine["tokens"], (theirs, mine)
-        ratios.append(mine["rate"] / theirs["rate"])
-        figures = f"LLM.generate {theirs['rate']:,.0f} tokens/s, harness {mine['rate']:,.0f}"
-        print(f"{mine['tokens']:,} tokens each: {figures}, ratio {ratios[-1]:.3f}", flush=True)
-    return ratios
+        ratio = mine["rate"] / theirs["rate"]
+        figures = f"{base[0]} {theirs['rate']:,.0f} tokens/s, {other[0]} {mine['rate']:,.0f}"
+        print(f"{mine['tokens']:,} tokens each: {figures}, ratio {ratio:.3f}{'' if number else ' (cold)'}", flush=True)
+        ratios.append(ratio)
+    return ratios[1:]
 
 
 def against_throughput(ours: Side, pairs: int, environment: dict[str, str], folder: Path) -> list[float]:

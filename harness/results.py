@@ -271,6 +271,8 @@ def remote_reasons(config: RunConfig, engines: Mapping[str, Mapping[str, Any]]) 
         reasons.append("answers came as text, whose token ids nobody knows for sure")
     if untried := {str(facts["dialect"]) for facts in engines.values() if facts.get("tried") is False}:
         reasons.append(f"the dialect {', '.join(untried)} has never been tried on a real server")
+    if any(facts.get("prefix_caching", False) is not False for facts in engines.values()):
+        reasons.append("prefix caching is on at a replica, or a replica does not say that it is off")
     if elsewhere := [url for url in config.endpoint if not is_local(url)]:
         # inference_rules.adoc, Query Dispatch Library: a SUT behind a network is the network division's.
         reasons.append(f"{elsewhere[0]} is on another host, which only the network division allows")

@@ -149,6 +149,7 @@ def test_two_real_servers_give_a_valid_run_without_an_error_line(
     assert read_detail(tmp_path / "out" / "mlperf_log_detail.txt").errors == ()
     for facts in result["environment"]["engines"].values():
         assert (facts["dialect"], facts["route"], facts["tokenizer"]) == ("vllm", route, "the same")
+        assert facts["prefix_caching"] is False
     shares = [replica["queries"] for replica in result["replicas"]]
     assert min(shares) > 0.3 * sum(shares), "each has done its part"
 

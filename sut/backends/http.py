@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -175,7 +176,9 @@ class Connection(asyncio.Protocol):
 
     def drop(self) -> None:
         """Forget the request in flight, and the connection with it."""
-        self.receiver = None
+        if self.receiver is not None:
+            self.receiver.connection = None
+            self.receiver = None
         self.transport.abort()
 
     # -- asyncio.Protocol --------------------------------------------------------------------------------------------
@@ -210,7 +213,7 @@ class Connection(asyncio.Protocol):
             receiver = self.receiver
         if receiver is None:
             return
-        self.receiver = None
+        self.receiver = receiver.connection = None
         if error is None and self._ends_with_connection():
             receiver.end(self)
         else:
@@ -291,9 +294,18 @@ class Pool:
         self._loop = asyncio.get_running_loop()
 
     async def resolve(self) -> None:
-        """Look the host up once, not per connection. Raises OSError."""
+        """Look the host up once, not per connection, and keep the first address that somebody listens on; the first
+        of all if nobody does. Raises OSError for a name that nobody knows."""
         found = await self._loop.getaddrinfo(self.origin.host, self.origin.port, type=socket.SOCK_STREAM)
-        self._address = str(found[0][4][0])
+        addresses = [str(entry[4][0]) for entry in found]
+        self._address = addresses[0]
+        for address in addresses if len(addresses) > 1 else []:
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(CONNECT_LIMIT):
+                    transport, _ = await self._loop.create_connection(asyncio.Protocol, address, self.origin.port)
+                transport.close()
+                self._address = address
+                return
 
     async def warm(self, count: int) -> None:
         """Have so many connections open before the clock starts."""

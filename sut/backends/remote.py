@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import resource
 import ssl
 from collections.abc import Mapping, Sequence
@@ -315,6 +316,7 @@ class Remote:
             "model": self._model,
             "max_model_len": self._limit,
             "version": version,
+            "prefix_caching": prefix_caching(*await self._get("/metrics")),
         }
 
     async def _check_greedy(self) -> None:
@@ -514,14 +516,16 @@ def failure_of(status: int, body: bytes, retry_after: bytes | None) -> QueryFail
 
 
 def message_of(body: bytes) -> str:
-    """The sentence in an error's body, wherever its server puts it."""
+    """The sentence in an error's body, wherever its server puts it; without the API key, which some repeat."""
+    text = excerpt(body)
     with suppress(msgspec.MsgspecError):
         content = msgspec.json.decode(body)
         while isinstance(content, dict):
             content = next((content[key] for key in ("error", "message", "detail") if content.get(key)), "")
         if isinstance(content, str) and content:
-            return content[:200]
-    return excerpt(body)
+            text = content[:200]
+    key = os.environ.get(KEY)
+    return text.replace(key, "***") if key else text
 
 
 def pause_of(retry_after: bytes | None) -> float:
@@ -533,6 +537,12 @@ def pause_of(retry_after: bytes | None) -> float:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time())
     except ValueError:
         return 1.0
+
+
+def prefix_caching(status: int, metrics: bytes) -> bool | None:
+    """Whether a server reuses prompts' caches, as vLLM's /metrics tell; None where they do not."""
+    found = re.search(rb'cache_config_info\{[^}]*enable_prefix_caching="(True|False)"', metrics)
+    return found[1] == b"True" if status == 200 and found else None
 
 
 def choose_model(asked: str | None, models: Sequence[Mapping[str, Any]] | None, origin: Origin) -> str:

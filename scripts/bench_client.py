@@ -19,16 +19,18 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from bench_path import made_up_samples, peak_mb
 
 from harness.config import RunConfig, resolve
 from harness.dataset import Tokenizer
 from harness.demo import MODEL
 from harness.progress import Progress
 from harness.run import open_sut, prepare_folder, run_test
-from scripts.bench_path import made_up_samples, peak_mb
 
 STUB = Path(__file__).parent.parent / "tests" / "stub_replica.py"
 
@@ -149,7 +151,7 @@ def child(number: int, url: str) -> None:
 
 def measure(number: int, cores: list[int]) -> dict[str, Any]:
     stub = Stub(MEASUREMENTS[number], cores[1])
-    command = ["taskset", "-c", str(cores[0]), sys.executable, "-m", "scripts.bench_client", "--child", str(number)]
+    command = ["taskset", "-c", str(cores[0]), sys.executable, __file__, "--child", str(number)]
     done = subprocess.run([*command, stub.url], capture_output=True, text=True)
     stub.stop()
     if done.returncode != 0:
@@ -163,7 +165,7 @@ def measure(number: int, cores: list[int]) -> dict[str, Any]:
 def describe(what: Measurement, runs: list[dict[str, Any]]) -> str:
     """The figure that counts, as the median over the runs, and what else tells how it came about."""
 
-    def median(get: Any) -> float:
+    def median(get: Callable[[dict[str, Any]], float]) -> float:
         return statistics.median(get(run) for run in runs)
 
     def added(key: str) -> float:
@@ -186,8 +188,7 @@ def describe(what: Measurement, runs: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     if "--child" in sys.argv:
-        number, url = sys.argv[2:]
-        return child(int(number), url)
+        return child(int(sys.argv[2]), sys.argv[3])
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", default="", help="measure only what has this in its name")
@@ -195,7 +196,6 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         sys.exit("two cores are needed: one for the client, one for the stub.")
-    os.chdir(Path(__file__).parent.parent)
     for number, what in enumerate(MEASUREMENTS):
         if options.only in what.name:
             runs = [measure(number, cores[:2]) for _ in range(options.repeats)]

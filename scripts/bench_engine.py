@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -157,8 +156,9 @@ def interval(ratios: list[float]) -> tuple[float, float]:
 def main() -> None:
     if "--serve" in sys.argv:
         name, folder = sys.argv[2:]
-        sides = {"plain": serve_plain, "harness": serve_harness, "served": partial(serve_harness, serve=True)}
-        return sides[name](Path(folder))
+        if name == "plain":
+            return serve_plain(Path(folder))
+        return serve_harness(Path(folder), serve=name == "served")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--multiprocessing", choices=["0", "1"], default="1", help="VLLM_ENABLE_V1_MULTIPROCESSING")

@@ -29,6 +29,13 @@ BULK = 4
 """Frames from which on reading them together pays."""
 
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What reading JSON may raise."""
+
+NONE = msgspec.Raw(b"null")
+"""A field that is not there. The type `Raw | None` would take nothing but null."""
+
+
 @dataclass(slots=True)
 class Answer:
     """What a replica has said so far to one prompt. `said` is its own count of the tokens, None while it has not said;
@@ -70,7 +77,7 @@ class Dialect:
     whole: Callable[[bytes, int], list[Answer]]
     whole_route: str = ""
     many: bool = False
-    lean: Callable[[bytes, Answer], None] | None = None
+    lean: Callable[[bytes, int, Answer], bool] | None = None
     tried: bool = True
 
     def path(self, stream: bool) -> str:
@@ -100,6 +107,8 @@ class Stream:
 
     def finish(self) -> None:
         """The stream has ended: nothing may be left of an event."""
+        if self._rest.endswith(b"\r"):  # which was a line end of its own
+            self._feed_any(self._rest[:-1] + b"\n")
         if self._rest.strip():
             raise Malformed(f"the stream ended within a frame: {excerpt(self._rest)}")
 
@@ -124,7 +133,7 @@ class Stream:
             return
         try:
             frame = self._dialect.decode(payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise Malformed(f"the replica sent a frame that cannot be read ({error}): {excerpt(payload)}") from error
         self._dialect.absorb(frame, answer)
 
@@ -142,7 +151,7 @@ class Stream:
             return False
         try:
             frame = self._dialect.decode(model[5:-2] if model.startswith(b"data:") else b"")
-            if frame.usage is not None or frame.error is not None:
+            if frame.usage is not None or frame.error is not NONE:
                 return False
             last = next(index for index in range(len(pieces), 0, -1) if pieces[index - 1].endswith(b"}]}\n\n"))
             alike, others = pieces[:last], pieces[last:]
@@ -150,8 +159,12 @@ class Stream:
             choices = list(map(itemgetter(slice(opening, -4)), alike))
             if before + (after + before).join(choices) + after != b"".join(alike):
                 return False
-            lean(b"[" + b",".join(choices) + b"]", self.answer)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+            listed = b"[" + b",".join(choices) + b"]"
+            if b"\n" in listed or b"\r" in listed or b"\n" in before or b"\r" in before:  # JSON may, an event not
+                return False
+            if not lean(listed, last, self.answer):
+                return False
+        except UNREADABLE:
             return False  # the thorough way says what is wrong
         if others:
             self._feed_any(b"".join(others))
@@ -160,6 +173,7 @@ class Stream:
 
 def payload_of(event: bytes) -> bytes | None:
     """The data of an event of any form (WHATWG HTML, 9.2.6); None for a comment or an event without data."""
+    event = event.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which only the first may have
     lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None
 
@@ -193,8 +207,8 @@ class Frame(msgspec.Struct, gc=False):
 
     choices: list[Choice] | None = None
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
-    message: msgspec.Raw | None = None
+    error: msgspec.Raw = NONE
+    message: msgspec.Raw = NONE
 
 
 class ErrorCode(msgspec.Struct):
@@ -204,8 +218,8 @@ class ErrorCode(msgspec.Struct):
 class TextFrame(msgspec.Struct, gc=False):
     choices: list[TextChoice] | None = None
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
-    message: msgspec.Raw | None = None
+    error: msgspec.Raw = NONE
+    message: msgspec.Raw = NONE
 
 
 _decode_frame = msgspec.json.Decoder(Frame).decode
@@ -218,7 +232,7 @@ def error_of(raw: bytes) -> QueryFailed:
     text = f"the replica sent an error instead of tokens: {excerpt(raw)}"
     try:
         code = msgspec.json.decode(raw, type=ErrorCode, strict=False).code
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         code = None
     return Rejected(text) if code is not None and 400 <= code < 500 and code != 429 else ErrorFrame(text)
 
@@ -226,14 +240,14 @@ def error_of(raw: bytes) -> QueryFailed:
 def refuse_error(frame: Any) -> None:
     """Raises ErrorFrame or Rejected for a frame that is an error, Malformed for one that is nothing known."""
     for raw in (frame.error, frame.message):
-        if raw is not None and bytes(raw) != b"null":
+        if bytes(raw) != b"null":
             raise error_of(bytes(raw))
     if frame.choices is None:
         raise Malformed("the replica sent a frame without choices")
 
 
 def absorb_ids(frame: Frame, answer: Answer) -> None:
-    if frame.choices is None or frame.error is not None:
+    if frame.choices is None or frame.error is not NONE:
         refuse_error(frame)
     for choice in frame.choices or ():
         absorb_choice(choice, answer)
@@ -242,19 +256,29 @@ def absorb_ids(frame: Frame, answer: Answer) -> None:
 
 
 def absorb_choice(choice: Choice, answer: Answer) -> None:
-    if choice.index != 0:
-        raise Malformed(f"the replica sent a choice of index {choice.index} to a single prompt")
+    refuse_other(choice.index)
     if choice.token_ids:
-        if answer.finish is not None:
-            raise Malformed("the replica sent tokens after its finish reason")
         extend(answer, choice.token_ids)
     if choice.finish_reason is not None:
-        answer.finish = choice.finish_reason
+        finish(answer, choice.finish_reason)
 
 
-def absorb_choices(data: bytes, answer: Answer) -> None:
-    """Several events' choices, as one JSON list."""
+def finish(answer: Answer, reason: str) -> None:
+    if answer.finish is not None:
+        raise Malformed(f"the replica sent a second finish reason, {reason!r} after {answer.finish!r}")
+    answer.finish = reason
+
+
+def refuse_other(index: int) -> None:
+    if index != 0:
+        raise Malformed(f"the replica sent a choice of index {index} to a single prompt")
+
+
+def absorb_choices(data: bytes, events: int, answer: Answer) -> bool:
+    """Several events' choices, as one JSON list; False if they are not one each."""
     choices = _decode_choices(data)
+    if len(choices) != events:
+        return False
     last = choices.pop()
     if answer.finish is None and not [c for c in choices if c.finish_reason is not None or c.index]:
         extend(answer, [token for c in choices if c.token_ids for token in c.token_ids])
@@ -262,9 +286,14 @@ def absorb_choices(data: bytes, answer: Answer) -> None:
         for choice in choices:
             absorb_choice(choice, answer)
     absorb_choice(last, answer)
+    return True
 
 
 def extend(answer: Answer, ids: Sequence[int]) -> None:
+    if ids and answer.finish is not None:
+        raise Malformed("the replica sent tokens after its finish reason")
+    if ids and min(ids) < 0:
+        raise Malformed("the replica sent a negative token id")
     try:
         answer.tokens.extend(ids)
     except OverflowError as error:
@@ -272,13 +301,16 @@ def extend(answer: Answer, ids: Sequence[int]) -> None:
 
 
 def absorb_text(frame: TextFrame, answer: Answer) -> None:
-    if frame.choices is None or frame.error is not None:
+    if frame.choices is None or frame.error is not NONE:
         refuse_error(frame)
     for choice in frame.choices or ():
+        refuse_other(choice.index)
         if choice.text:
+            if answer.finish is not None:
+                raise Malformed("the replica sent text after its finish reason")
             answer.texts.append(choice.text)
         if choice.finish_reason is not None:
-            answer.finish = choice.finish_reason
+            finish(answer, choice.finish_reason)
     if frame.usage is not None and frame.usage.completion_tokens is not None:
         answer.said = frame.usage.completion_tokens
 
@@ -288,7 +320,7 @@ def whole_openai(decode: Callable[[bytes], Any], absorb: Callable[[Any, Answer],
 
     def whole(body: bytes, prompts: int) -> list[Answer]:
         frame = decode_body(decode, body)
-        if frame.choices is None or frame.error is not None:
+        if frame.choices is None or frame.error is not NONE:
             refuse_error(frame)
         answers = [Answer() for _ in range(prompts)]
         seen = set()
@@ -322,7 +354,7 @@ def share_usage(answers: list[Answer], said: int) -> None:
 def decode_body(decode: Callable[[bytes], Any], body: bytes) -> Any:
     try:
         return decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise Malformed(f"the replica sent a body that cannot be read ({error}): {excerpt(body)}") from error
 
 
@@ -378,7 +410,7 @@ class Meta(msgspec.Struct, gc=False):
 class SglangFrame(msgspec.Struct, gc=False):
     output_ids: list[int] | None = None
     meta_info: Meta | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = NONE
 
 
 _decode_sglang = msgspec.json.Decoder(SglangFrame).decode
@@ -387,7 +419,7 @@ _decode_sglang_list = msgspec.json.Decoder(list[SglangFrame]).decode
 
 def absorb_sglang(frame: SglangFrame, answer: Answer) -> None:
     """An event repeats all ids so far, or has only the new ones: the server's own count tells which."""
-    if frame.error is not None:
+    if bytes(frame.error) != b"null":
         raise error_of(bytes(frame.error))
     meta, ids, have = frame.meta_info, frame.output_ids, len(answer.tokens)
     if meta is None or ids is None or meta.completion_tokens is None:
@@ -397,7 +429,7 @@ def absorb_sglang(frame: SglangFrame, answer: Answer) -> None:
     extend(answer, ids)
     answer.said = meta.completion_tokens
     if meta.finish_reason is not None:
-        answer.finish = str(meta.finish_reason.get("type"))
+        finish(answer, str(meta.finish_reason.get("type")))
 
 
 def whole_sglang(body: bytes, prompts: int) -> list[Answer]:
@@ -436,7 +468,7 @@ class TgiDetails(msgspec.Struct, gc=False):
 class TgiFrame(msgspec.Struct, gc=False):
     token: TgiToken | None = None
     details: TgiDetails | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = NONE
 
 
 _decode_tgi = msgspec.json.Decoder(TgiFrame).decode
@@ -445,7 +477,7 @@ _TGI_FINISH = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 
 
 def absorb_tgi(frame: TgiFrame, answer: Answer) -> None:
-    if frame.error is not None:
+    if bytes(frame.error) != b"null":
         raise error_of(bytes(frame.error))
     if frame.token is None and frame.details is None:
         raise Malformed("the replica sent a frame without token and details")
@@ -455,7 +487,8 @@ def absorb_tgi(frame: TgiFrame, answer: Answer) -> None:
         extend(answer, [token.id for token in frame.details.tokens or ()])
         answer.said = frame.details.generated_tokens
         reason = frame.details.finish_reason
-        answer.finish = _TGI_FINISH.get(reason, reason) if reason else None
+        if reason:
+            finish(answer, _TGI_FINISH.get(reason, reason))
 
 
 def whole_tgi(body: bytes, prompts: int) -> list[Answer]:

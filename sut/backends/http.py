@@ -12,7 +12,7 @@ import errno
 import socket
 import ssl
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -54,10 +54,10 @@ class Origin:
         """From a URL such as http://host:8000/prefix; a final /v1 is left out. Raises ConfigError."""
         try:
             parts = urlsplit(url if "//" in url else f"http://{url}")
-            port = parts.port or (443 if parts.scheme == "https" else 80)
+            port = parts.port if parts.port is not None else 443 if parts.scheme == "https" else 80
         except ValueError as error:
             raise ConfigError(f"the endpoint {url!r} is no URL: {error}.") from error
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or not port:
             raise ConfigError(f"the endpoint {url!r} is no URL of the form http://host:port.")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ConfigError(
@@ -102,9 +102,6 @@ class Receiver:
     def body(self, connection: Connection) -> None:
         """Head and some of the body are there; what is taken out of `connection.pieces` does not come again."""
 
-    def moved(self) -> None:
-        """Bytes have come that nobody has looked at yet: only after `connection.patient` was set."""
-
     def end(self, connection: Connection) -> None:
         """The response is complete, as HTTP understands it."""
 
@@ -113,23 +110,26 @@ class Receiver:
 
 
 class Events:
-    """What llhttp calls: the C methods of plain containers. `marks` are B(egin), H(ead) and E(nd) in order."""
+    """What llhttp calls: the C methods of plain containers, and `complete` once per response. `marks` are B(egin),
+    H(ead) and E(nd) in order."""
 
     __slots__ = ("on_body", "on_header", "on_headers_complete", "on_message_begin", "on_message_complete")
 
-    def __init__(self, pieces: list[bytes], headers: dict[bytes, bytes], marks: list[str]) -> None:
+    def __init__(
+        self, pieces: list[bytes], headers: dict[bytes, bytes], marks: list[str], complete: Callable[[], None]
+    ) -> None:
         self.on_body = pieces.append
         self.on_header = headers.__setitem__
         self.on_message_begin = partial(marks.append, "B")
         self.on_headers_complete = partial(marks.append, "H")
-        self.on_message_complete = partial(marks.append, "E")
+        self.on_message_complete = complete
 
 
 class Connection(asyncio.Protocol):
     """A keep-alive connection that carries one request at a time."""
 
-    __slots__ = ("_held", "_held_size", "_marks", "_parser", "_pool", "_size", "headers", "idle_since", "patient",
-                 "pieces", "receiver", "transport")  # fmt: skip
+    __slots__ = ("_held", "_held_size", "_last", "_marks", "_parser", "_pool", "_size", "headers", "idle_since",
+                 "patient", "pieces", "receiver", "stirred", "transport")  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -139,21 +139,26 @@ class Connection(asyncio.Protocol):
         self.pieces: list[bytes] = []
         self.headers: dict[bytes, bytes] = {}
         self._marks: list[str] = []
-        self._parser = httptools.HttpResponseParser(Events(self.pieces, self.headers, self._marks))
+        self._last: tuple[int, str, int, dict[bytes, bytes]] | None = None
+        self._parser = httptools.HttpResponseParser(Events(self.pieces, self.headers, self._marks, self._message_read))
         self._held: list[bytes] = []
         self._held_size = 0
         self._size = 0
-        self.patient = False
+        self.patient = False  # after this is set, bytes may gather that nobody has looked at
+        self.stirred = False  # and this says that some have come
 
     # -- what a receiver asks ----------------------------------------------------------------------------------------
 
     @property
     def status(self) -> int:
-        return int(self._parser.get_status_code())
+        return self._last[0] if self._last is not None else int(self._parser.get_status_code())
 
     def header(self, name: bytes) -> bytes | None:
         """A header's value, whatever the case of its name."""
-        return next((value for key, value in self.headers.items() if key.lower() == name), None)
+        for key in self.headers:
+            if key.lower() == name:
+                return self.headers[key]
+        return None
 
     def take(self) -> list[bytes]:
         """The pieces of the body that have come since the last call: of a chunked body, its chunks."""
@@ -167,11 +172,12 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes, receiver: Receiver) -> None:
         self.receiver = receiver
         receiver.connection = self
-        self.patient = False
+        self.patient = self.stirred = False
         self._size = 0
         self.pieces.clear()
         self.headers.clear()
         self._marks.clear()
+        self._last = None
         self.transport.write(request)
 
     def drop(self) -> None:
@@ -195,9 +201,9 @@ class Connection(asyncio.Protocol):
         if self.patient:
             self._held.append(data)
             self._held_size += len(data)
-            # The end of a chunked body ends its last packet, or that packet is shorter than the end itself.
-            if self._held_size < PATIENCE and len(data) >= 4 and not data.endswith(b"\r\n\r\n"):
-                receiver.moved()
+            self.stirred = True
+            # Only whole events in whole chunks wait: never the end, nor what follows it, nor what is no HTTP.
+            if self._held_size < PATIENCE and data.endswith(b"\n\n\r\n"):
                 return
             data = self._unheld()
         self._feed(receiver, data)
@@ -234,11 +240,8 @@ class Connection(asyncio.Protocol):
         fault = None
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:  # also an upgrade, which nobody has asked for
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:  # nobody has asked for an upgrade
             fault = f"{type(error).__name__}: {error}"
-        if "E" in marks and self.status < 200:  # an interim response, such as 103: the real one follows
-            del marks[: marks.index("E") + 1]
-            self.headers.clear()
         if "E" in marks:
             self._complete(receiver, tainted=fault is not None or marks[-1] != "E")
             return
@@ -253,17 +256,35 @@ class Connection(asyncio.Protocol):
         else:
             receiver.body(self)
 
+    def _message_read(self) -> None:
+        """llhttp has come to an end, maybe in the middle of a packet: what follows is of another response."""
+        if self._last is not None:  # that one, which nobody has asked for
+            return
+        status = int(self._parser.get_status_code())
+        if status < 200:  # an interim response, such as 103: the real one follows
+            self._marks.clear()
+            self.headers.clear()
+            return
+        self._marks.append("E")
+        # llhttp's own should_keep_alive() has forgotten the headers when the packet is read.
+        self._last = status, self._parser.get_http_version(), len(self.pieces), self.headers.copy()
+
     def _complete(self, receiver: Receiver, tainted: bool) -> None:
         """The receiver reads what it wants of the response; then the connection is free for the next request."""
         self.receiver = None
         receiver.connection = None
         pieces, headers = self.pieces, self.headers
-        # llhttp's own should_keep_alive() has forgotten the headers by now.
-        closing = (self.header(b"connection") or b"").lower() == b"close" or self._parser.get_http_version() == "1.0"
+        assert self._last is not None
+        _, version, length, own = self._last
+        if tainted:
+            del pieces[length:]
+            headers.clear()
+            headers.update(own)
+        closing = b"close" in (self.header(b"connection") or b"").lower() or version == "1.0"
         receiver.end(self)
         pieces.clear()
         headers.clear()
-        if tainted or closing:
+        if tainted or closing or self.transport.is_closing():
             self.transport.close()
         else:
             self._pool.free(self)
@@ -374,28 +395,26 @@ class Pool:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _connect(self) -> None:
+    async def _make(self) -> None:
         host = self.origin.host if self._context else None
+        await self._loop.create_connection(
+            lambda: Connection(self), self._address, self.origin.port, ssl=self._context, server_hostname=host
+        )
+
+    async def _connect(self) -> None:
         try:
             async with asyncio.timeout(CONNECT_LIMIT):
-                await self._loop.create_connection(
-                    lambda: Connection(self),
-                    self._address,
-                    self.origin.port,
-                    ssl=self._context,
-                    server_hostname=host,
-                )
-        except (OSError, TimeoutError) as error:
+                await self._make()
+        except OSError as error:  # TimeoutError is one
             self._connecting -= 1
             self._not_made(error)
         else:
             self._connecting -= 1
             self._connect_more()
 
-    def _not_made(self, error: Exception) -> None:
+    def _not_made(self, error: OSError) -> None:
         """What waits for a connection fails with it; but for want of our own resources, it waits for a free one."""
-        number = error.errno if isinstance(error, OSError) else None
-        if number in (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL) and self._open:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL) and (self._open or self._connecting):
             return
         failure = Unreachable(f"cannot connect to {self.origin}: {reason(error)}")
         wanted, self._wanted = self._wanted, deque()
@@ -406,7 +425,7 @@ class Pool:
 
 def reason(error: Exception) -> str:
     """Why a connection could not be made, in words."""
-    if isinstance(error, TimeoutError) and not isinstance(error, OSError):
+    if isinstance(error, TimeoutError) and error.errno is None:
         return f"no connection within {CONNECT_LIMIT:g} s"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted ({error.verify_message}); name its authority with --ca-file"

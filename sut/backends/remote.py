@@ -23,7 +23,7 @@ import numpy as np
 
 from sut.backend import Backend, Sink
 from sut.backends import Plan
-from sut.backends.dialects import DIALECTS, Answer, Asking, Dialect, Stream, excerpt
+from sut.backends.dialects import DIALECTS, UNREADABLE, Answer, Asking, Dialect, Stream, excerpt
 from sut.backends.http import Connection, Origin, Pool, Receiver, fetch, request_bytes
 from sut.backends.serve import Server, make_servers
 from sut.errors import (
@@ -157,6 +157,8 @@ class Remote:
             await self._server.stop()
 
     def trouble(self) -> str | None:
+        for exchange in self._flying.values():
+            exchange.note_progress()
         return (self._server.trouble() if self._server is not None else None) or self._down
 
     # -- queries -----------------------------------------------------------------------------------------------------
@@ -197,7 +199,7 @@ class Remote:
         else:
             text, said = "".join(answer.texts), answer.said or 0
             tokens = as_tokens(self._encode(text) if self._plan.tokens_now else [])
-            if answer.said is None and answer.finish in ("stop", "length"):
+            if (answer.said is None or answer.said < 0) and answer.finish in ("stop", "length"):
                 failure = Miscounted("the replica has not said how many tokens its text has")
         return Outcome(tokens, answer.finish, failure, text=text, said=said)
 
@@ -435,6 +437,9 @@ class Exchange(Receiver):
         self.queries = queries
         self.sink = sink
 
+    def note_progress(self) -> None:
+        """Asked a few times a second: tell of bytes that have come without being looked at."""
+
     def forget(self, query: Query) -> bool:
         """Whether nobody waits for the response any more."""
         return len(self.queries) == 1 or not any(other.id in self._remote._flying for other in self.queries)
@@ -487,8 +492,11 @@ class Streamed(Exchange):
             self.sink.first(query, as_tokens(answer.tokens[:1]))
             connection.patient = connection.header(b"transfer-encoding") is not None
 
-    def moved(self) -> None:
-        self.sink.progress(self.queries[0], len(self._stream.answer.tokens))
+    def note_progress(self) -> None:
+        connection = self.connection
+        if connection is not None and connection.stirred:
+            connection.stirred = False
+            self.sink.progress(self.queries[0], len(self._stream.answer.tokens))
 
     def end(self, connection: Connection) -> None:
         if connection.status != 200:
@@ -518,7 +526,7 @@ def failure_of(status: int, body: bytes, retry_after: bytes | None) -> QueryFail
 def message_of(body: bytes) -> str:
     """The sentence in an error's body, wherever its server puts it; without the API key, which some repeat."""
     text = excerpt(body)
-    with suppress(msgspec.MsgspecError):
+    with suppress(*UNREADABLE):
         content = msgspec.json.decode(body)
         while isinstance(content, dict):
             content = next((content[key] for key in ("error", "message", "detail") if content.get(key)), "")
@@ -531,11 +539,11 @@ def message_of(body: bytes) -> str:
 def pause_of(retry_after: bytes | None) -> float:
     """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); 1 without one."""
     text = (retry_after or b"1").decode("latin-1").strip()
-    if text.isdigit():
-        return float(text)
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return 1.0
 
 

@@ -248,7 +248,7 @@ def test_a_stream_that_is_refused(dialect, frames, sentence):
         ),
         (GENERATE, event(ids(2**31)), "malformed: the replica sent a token id that is no 32-bit number"),
         (GENERATE, event(ids(10**30)), "malformed: the replica sent a token id that is no 32-bit number"),
-        (SGLANG, event(sglang(-(2**31) - 1, said=1)), "malformed: the replica sent a negative token id),
+        (SGLANG, event(sglang(-(2**31) - 1, said=1)), "malformed: the replica sent a negative token id"),
         (TGI, event(tgi(2**40)), "malformed: the replica sent a token id that is no 32-bit number"),
         (GENERATE, event(b'{"choices":[{"token_ids":[5.0]}]}'), "malformed: the replica sent a frame that cannot"),
         (OPENAI, event(b'{"choices":[{"text":"\xff"}]}'), "malformed: the replica sent a frame that cannot be read ("),

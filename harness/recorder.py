@@ -1,8 +1,10 @@
-"""One row per query, in preallocated columns, written as samples.parquet."""
+"""One row per query, column by column, written as samples.parquet."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,17 @@ from sut.query import Outcome, Query
 
 Column = npt.NDArray[Any]
 
-_NUMBERS: dict[str, type] = {
-    "sample_index": np.int32,
-    "replica": np.int16,
-    "input_tokens": np.int32,
-    "output_tokens": np.int32,
-    "attempts": np.int16,
-    "issued_s": np.float64,
-    "ttft_s": np.float64,
-    "latency_s": np.float64,
+_NUMBERS = {
+    "sample_index": "i",
+    "replica": "h",
+    "input_tokens": "i",
+    "output_tokens": "i",
+    "attempts": "h",
+    "issued_s": "d",
+    "ttft_s": "d",
+    "latency_s": "d",
 }
+"""Columns with their typecodes: an array's append is the cheapest way to keep a number."""
 
 
 class Recorder:
@@ -32,51 +35,42 @@ class Recorder:
     LoadGen's clock starts at the scheduled time, which a SUT cannot see: the official metrics are LoadGen's.
     """
 
-    def __init__(self, replicas: Sequence[str], expected: int = 4096) -> None:
+    def __init__(self, replicas: Sequence[str]) -> None:
         self._names = list(replicas)
         self._number = {name: index for index, name in enumerate(replicas)}
-        self._columns: dict[str, Column] = {name: np.zeros(max(1, expected), kind) for name, kind in _NUMBERS.items()}
+        self._columns: dict[str, array[Any]] = {name: array(code) for name, code in _NUMBERS.items()}
+        self._append = [column.append for column in self._columns.values()]
         self._errors: dict[int, str] = {}
         self.texts: list[tuple[str, int]] = []
-        self._size = 0
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._columns["replica"])
 
     def add(self, finished: Sequence[tuple[Query, Outcome]]) -> None:
         """Record queries that ended together."""
-        while self._size + len(finished) > len(self._columns["replica"]):
-            self._columns = {
-                name: np.concatenate((column, np.zeros_like(column))) for name, column in self._columns.items()
-            }
-        columns = self._columns
-        samples, replicas, inputs, outputs = (
-            columns[k] for k in ("sample_index", "replica", "input_tokens", "output_tokens")
-        )
-        attempts, issued, ttft, latency = (columns[k] for k in ("attempts", "issued_s", "ttft_s", "latency_s"))
-        for row, (query, outcome) in enumerate(finished, self._size):
-            samples[row] = query.index
-            replicas[row] = self._number.get(outcome.replica, -1)
-            inputs[row] = len(query.prompt)
-            outputs[row] = outcome.count
-            attempts[row] = outcome.attempts
-            issued[row] = query.issued
-            ttft[row] = outcome.first_token - query.issued if outcome.first_token else np.nan
-            latency[row] = outcome.last_byte - query.issued if outcome.last_byte else np.nan
+        sample, replica, inputs, outputs, attempts, issued, ttft, latency = self._append
+        for query, outcome in finished:
             if outcome.failure is not None:
-                self._errors[row] = f"{outcome.failure.kind}: {outcome.failure}"
+                self._errors[len(self)] = f"{outcome.failure.kind}: {outcome.failure}"
             elif outcome.text is not None:
                 self.texts.append((outcome.text, outcome.said))
-        self._size += len(finished)
+            sample(query.index)
+            replica(self._number.get(outcome.replica, -1))
+            inputs(len(query.prompt))
+            outputs(outcome.count)
+            attempts(outcome.attempts)
+            issued(query.issued)
+            ttft(outcome.first_token - query.issued if outcome.first_token else nan)
+            latency(outcome.last_byte - query.issued if outcome.last_byte else nan)
 
     def column(self, name: str) -> Column:
-        """One column as far as it is filled."""
-        values = self._columns[name][: self._size]
-        return values - values.min() if name == "issued_s" and self._size else values
+        """One column, as a copy."""
+        values = np.array(self._columns[name], _NUMBERS[name])
+        return values - values.min() if name == "issued_s" and len(values) else values
 
     def good(self) -> npt.NDArray[np.bool_]:
         """Which rows are answers and not failures."""
-        mask = np.ones(self._size, bool)
+        mask = np.ones(len(self), bool)
         mask[list(self._errors)] = False
         return mask
 
@@ -87,7 +81,7 @@ class Recorder:
 
         table = {name: self.column(name) for name in _NUMBERS if name != "replica"}
         names = [self._names[number] if number >= 0 else None for number in self.column("replica").tolist()]
-        errors = [self._errors.get(row) for row in range(self._size)]
+        errors = [self._errors.get(row) for row in range(len(self))]
         order = [
             "sample_index",
             "replica",

@@ -167,7 +167,7 @@ def run_test(config: RunConfig, system: System, progress: Progress) -> RunResult
     """Run one LoadGen test on a SUT that is up, and save its result; only waiting and scoring can be interrupted."""
     # A stray audit.config is never picked up, but a submitter should know that it lies there.
     stray_audit = Path("audit.config").exists() and config.audit_config is None
-    recorder = Recorder([replica.name for replica in system.sut.replicas], expected=len(system.samples))
+    recorder = Recorder([replica.name for replica in system.sut.replicas])
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         facts = drive_loadgen(config, system, recorder, progress)

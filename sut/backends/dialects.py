@@ -102,8 +102,15 @@ class Stream:
         if len(pieces) >= BULK and not self._rest and not self.answer.tokens:
             self._feed_any(pieces[0])  # the first event is not like the others: it may repeat the prompt
             pieces = pieces[1:]
-        if self._rest or len(pieces) < BULK or not self._feed_alike(pieces):
-            self._feed_any(b"".join((self._rest, *pieces)))
+        if not self._rest and len(pieces) >= BULK and self._feed_alike(pieces):
+            return
+        for piece in pieces:
+            # One whole event on one line, which is the rule.
+            plain = piece.startswith(b"data:") and piece.endswith(b"\n\n") and b"\r" not in piece
+            if plain and not self._rest and piece.find(b"\n") == len(piece) - 2:
+                self._read(piece[5:])
+            else:
+                self._feed_any(self._rest + piece)
 
     def finish(self) -> None:
         """The stream has ended: nothing may be left of an event."""
@@ -128,7 +135,7 @@ class Stream:
         answer = self.answer
         if answer.done:
             raise Malformed(f"the replica sent a frame after [DONE]: {excerpt(payload)}")
-        if payload.strip() == b"[DONE]":
+        if len(payload) < 16 and payload.strip() == b"[DONE]":
             answer.done = True
             return
         try:

@@ -369,8 +369,9 @@ class SUT:
         work = self._work
         assert work is not None
         work.completed += 1
-        work.tokens += outcome.count
-        if outcome.failure is not None:
+        if outcome.failure is None:
+            work.tokens += outcome.count
+        else:
             work.failures[outcome.failure.kind] += 1
             if outcome.replica:
                 work.failed_on[outcome.replica] += 1

@@ -579,9 +579,9 @@ class Server:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        for connection in list(self.connections):
-            connection.reset()
-        while self.connections:
+        while self.connections:  # one may have been accepted in the same turn of the loop
+            for connection in list(self.connections):
+                connection.reset()
             await asyncio.sleep(0.001)
 
     async def close(self) -> None:
@@ -655,10 +655,12 @@ class Server:
             self._advance(exchange)
 
     def _later(self, exchange: Exchange, due: float) -> None:
-        self._due[int(due / TICK) + 1].append(exchange)
+        tick = int(due / TICK) + 1
+        self._due[tick].append(exchange)
         ticker = cast(Ticker, self._ticker)
+        if not ticker.running or tick < self._tick:  # it may be past by now
+            self._tick = tick
         if not ticker.running:
-            self._tick = int(perf_counter() / TICK)
             ticker.run(True)
 
     def _on_tick(self) -> None:

@@ -124,9 +124,9 @@ class Stream:
             held = data.endswith(b"\r")  # maybe half a line end
             data = data[: len(data) - held].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + b"\r" * held
         events, _, self._rest = data.rpartition(b"\n\n")
-        if len(self._rest) > MAX_FRAME:
-            raise Malformed(f"the replica sent a frame of more than {MAX_FRAME >> 20} MB")
+        refuse_long(self._rest)
         for event in events.split(b"\n\n"):
+            refuse_long(event)
             payload = event[5:] if event.startswith(b"data:") and b"\n" not in event else payload_of(event)
             if payload is not None:
                 self._read(payload)
@@ -176,6 +176,11 @@ class Stream:
         if others:
             self._feed_any(b"".join(others))
         return True
+
+
+def refuse_long(event: bytes) -> None:
+    if len(event) > MAX_FRAME:
+        raise Malformed(f"the replica sent a frame of more than {MAX_FRAME >> 20} MB")
 
 
 def payload_of(event: bytes) -> bytes | None:

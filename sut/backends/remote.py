@@ -106,6 +106,7 @@ class Remote:
         self._down: str | None = None
         self._suspected = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
+        self._pools: tuple[Pool, ...] = ()
         self._pool: Pool
         self._probes: Pool
         self._model = ""
@@ -120,7 +121,7 @@ class Remote:
             await self._server.start()
             self.origin = Origin.parse(self._server.url)
             self.facts = {"url": str(self.origin)}
-        self._pool, self._probes = Pool(self.origin, self._context), Pool(self.origin, self._context)
+        self._pool, self._probes = self._pools = Pool(self.origin, self._context), Pool(self.origin, self._context)
         try:
             await self._pool.resolve()
             await self._probes.resolve()
@@ -151,8 +152,8 @@ class Remote:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
-            self._pool.close()
-            self._probes.close()
+        for pool in self._pools:  # also if the start has failed
+            pool.close()
         if self._server is not None:
             await self._server.stop()
 
@@ -537,12 +538,12 @@ def message_of(body: bytes) -> str:
 
 
 def pause_of(retry_after: bytes | None) -> float:
-    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); 1 without one."""
+    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); 1 without one, never less than 0.1."""
     text = (retry_after or b"1").decode("latin-1").strip()
     if text.isascii() and text.isdigit():
-        return float(text[:9])
+        return max(0.1, float(text[:9]))
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time())
+        return max(0.1, parsedate_to_datetime(text).timestamp() - time())
     except (ValueError, OverflowError):
         return 1.0
 

@@ -20,7 +20,7 @@ _NUMBERS = {
     "replica": "h",
     "input_tokens": "i",
     "output_tokens": "i",
-    "attempts": "h",
+    "attempts": "i",
     "issued_s": "d",
     "ttft_s": "d",
     "latency_s": "d",

@@ -143,7 +143,10 @@ def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
         codec=tokenizer,
     )
     backends = make_backends(config.backend, plan)
-    replicas = [Replica(f"{config.backend}-{i}", backend, config.max_in_flight) for i, backend in enumerate(backends)]
+    # In Offline all queries are there at once; a connection for each would be tens of thousands of them.
+    bounded = config.backend == "remote" and not config.stream
+    caps = [config.max_in_flight or (backend.capacity if bounded else None) for backend in backends]
+    replicas = [Replica(f"{config.backend}-{i}", *pair) for i, pair in enumerate(zip(backends, caps, strict=True))]
     # A vLLM engine whose frames are as few as can be says nothing between an answer's first token and its end.
     frames = config.backend == "echo" or config.stream_interval is not None
     deadlines = Deadlines(config.first_token_timeout, config.stall_timeout, config.request_timeout, each=frames)

@@ -92,13 +92,15 @@ class Stub:
         assert self._process.stdout is not None
         self.url = f"http://127.0.0.1:{json.loads(self._process.stdout.readline())['port']}"
 
-    def stats(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.url}/stats") as response:
-            figures: dict[str, Any] = json.load(response)
-        return figures
-
     def stop(self) -> None:
         self._process.communicate()
+
+
+def stats(url: str) -> dict[str, Any]:
+    """What the stub says of itself."""
+    with urllib.request.urlopen(f"{url}/stats") as response:
+        figures: dict[str, Any] = json.load(response)
+    return figures
 
 
 def settings(what: Measurement, url: str, folder: Path) -> RunConfig:
@@ -129,11 +131,9 @@ def child(number: int, url: str) -> None:
         config = settings(what, url, Path(place))
         prepare_folder(config)
         with Progress(quiet=True) as progress, open_sut(config, samples, Tokenizer(MODEL), progress) as system:
-            with urllib.request.urlopen(f"{url}/stats") as response:
-                before = json.load(response)["cpu_s"]
+            before = stats(url)["cpu_s"]
             result = run_test(config, system, progress)
-            with urllib.request.urlopen(f"{url}/stats") as response:
-                stub = json.load(response)
+            stub = stats(url)
     figures = {
         "valid": result["valid"],
         "why": result["invalid_reasons"],

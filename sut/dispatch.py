@@ -26,7 +26,8 @@ class Replica:
 
     `cap` limits its queries in flight, further ones wait for it in `waiting`; without one, a pulling replica takes its
     backend's capacity and the other policies hand over at once. `serving` says whether it may be given work: neither a
-    dead replica, whose `ejected` is the reason, nor one that asked for a pause.
+    dead replica, whose `ejected` is the reason, nor one that rests until a moment. `failing` counts its failures since
+    the last right answer.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Replica:
     waiting: deque[Query] = field(default_factory=deque)
     ejected: str | None = None
     serving: bool = True
+    rests_until: float = 0.0
+    failing: int = 0
     books: Books = field(default_factory=lambda: Books())
 
     @property

@@ -58,7 +58,7 @@ class Outcome:
     @property
     def count(self) -> int:
         """How many tokens the answer has."""
-        return len(self.tokens) or self.said
+        return len(self.tokens) if self.text is None else self.said
 
 
 def as_tokens(ids: Sequence[int]) -> Tokens:

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from math import inf
 from time import perf_counter, thread_time
 from typing import Any, TypeVar
 
@@ -31,6 +32,9 @@ LOOP_LIMIT = 30.0
 
 STOP_LIMIT = 30.0
 """Seconds that replicas get to stop."""
+
+FAILING, FAILING_PAUSE = 8, 1.0
+"""After so many failures in a row, a replica gets no work for so many seconds (under `resilient`)."""
 
 LAG_INTERVAL = 0.02
 """Seconds between two looks at how late the loop is."""
@@ -57,8 +61,9 @@ class ReplicaSink:
 
 @dataclass(slots=True)
 class Tried:
-    """What has been tried for a query that failed: how often, and which replicas are not asked again."""
+    """What has been tried for a query that failed: since when, how often, and which replicas are not asked again."""
 
+    since: float
     attempts: int = 0
     replicas: list[Replica] = field(default_factory=list)
 
@@ -247,6 +252,8 @@ class SUT:
 
     def _serve_again(self, batches: dict[Replica, list[Query]]) -> None:
         """Second attempts, each on a replica that may still try; they wait until such a one is there and has room."""
+        if self._again and self._any_live() and not any(r.serving and r.room > 0 for r in self.replicas):
+            return
         for _ in range(len(self._again)):
             query, outcome = self._again.popleft()
             untried = self._untried(query)
@@ -329,8 +336,10 @@ class SUT:
         if outcome.failure is None:
             books.queries += 1
             books.tokens += outcome.count
+            replica.failing = 0
         else:
             books.failures += 1
+            replica.failing += 1
         self._policy.finished(replica, flight.query, flight.tokens)
         self._call_for_refill(replica)
 
@@ -345,12 +354,12 @@ class SUT:
         assert failure is not None and work is not None
         if isinstance(failure, ReplicaDied | Unreachable):
             self._eject(flight.replica, str(failure))
-        tried = self._tried.setdefault(query.id, Tried())
+        tried = self._tried.setdefault(query.id, Tried(flight.sent))
         tried.attempts += 1
-        if self._resilient and isinstance(failure, Busy) and self._may_wait(query, failure.pause):
-            self._rest(flight.replica, failure.pause)  # and it may then try again
-        else:
-            tried.replicas.append(flight.replica)
+        if not (isinstance(failure, Busy) and self._may_wait(tried, failure.pause)):
+            tried.replicas.append(flight.replica)  # after a pause it may try again
+        if self._resilient:
+            self._spare(flight.replica, failure)
         if self._resilient and self.aborted is None and may_retry(flight, failure) and self._untried(query):
             work.retries[failure.kind] += 1
             if work.first_retry is None:
@@ -359,10 +368,22 @@ class SUT:
         else:
             self._end(query, outcome)
 
-    def _may_wait(self, query: Query, pause: float) -> bool:
+    def _may_wait(self, tried: Tried, pause: float) -> bool:
         """Whether a query may wait for a replica that has asked for a pause: as long as any query may take."""
-        limit = self._deadlines.request or self._deadlines.stall
-        return limit is None or perf_counter() + pause - query.issued < limit
+        return perf_counter() + pause - tried.since < self._patience
+
+    @property
+    def _patience(self) -> float:
+        return min(self._deadlines.request or inf, self._deadlines.stall or inf)
+
+    def _spare(self, replica: Replica, failure: QueryFailed) -> None:
+        """Give no work for a while to a replica that asks for it, or that fails whatever it is given while another does
+        well: one that fails at once has room at once, and would take the whole queue."""
+        if isinstance(failure, Busy):
+            self._rest(replica, min(failure.pause, self._patience))
+        elif failure.elsewhere and replica.failing >= FAILING:
+            if any(other.serving and not other.failing for other in self.replicas):
+                self._rest(replica, FAILING_PAUSE)
 
     def _end(self, query: Query, outcome: Outcome) -> None:
         """A query's one and only end."""
@@ -409,7 +430,7 @@ class SUT:
                 self._eject(replica, trouble)
             elif trouble is None and replica.ejected is not None:
                 replica.ejected = None
-                self._admit(replica)
+            self._admit(replica)
             if replica.ejected is not None:
                 self._give_up_without_replicas(replica)
         now = perf_counter()
@@ -459,10 +480,10 @@ class SUT:
             self._give_up(f"no replica is left; the last to go was {last.name}: {last.ejected}")
 
     def _rest(self, replica: Replica, pause: float) -> None:
-        """Give a replica no work for so many seconds, as it has asked."""
+        """Give a replica no work for so many seconds; of several pauses, the one that ends last counts."""
+        replica.rests_until = max(replica.rests_until, perf_counter() + pause)
         if replica.serving:
             self._bench(replica)
-            self._loop.call_later(pause, self._admit, replica)
 
     def _bench(self, replica: Replica) -> None:
         """No more work for a replica; what waits for it goes back to the common queue."""
@@ -474,8 +495,8 @@ class SUT:
         replica.waiting.clear()
 
     def _admit(self, replica: Replica) -> None:
-        """A replica may work again."""
-        if replica.ejected is None and not replica.serving:
+        """A replica may work again, if it is neither dead nor resting."""
+        if replica.ejected is None and not replica.serving and perf_counter() >= replica.rests_until:
             replica.serving = True
             self._policy.admit(replica)
             self._call_for_refill(replica)

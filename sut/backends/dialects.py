@@ -15,12 +15,13 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from sut.backends import Generation
-from sut.errors import ErrorFrame, Malformed, QueryFailed, Rejected
+from sut.backends.http import hide
+from sut.errors import ErrorFrame, Malformed, Miscounted, QueryFailed, Rejected
 
 MAX_FRAME = 16 * 1024 * 1024
 """Bytes of one event: vLLM repeats a whole prompt in the first one, some 7 bytes a token."""
@@ -191,9 +192,12 @@ def payload_of(event: bytes) -> bytes | None:
 
 
 def excerpt(data: bytes) -> str:
-    text = data[:120].decode(errors="replace")
-    return repr(text + "…" if len(data) > 120 else text)
+    """The beginning of what a server sent, for a message; the API key is hidden before anything is cut."""
+    text = hide(data[:4096].decode(errors="replace"))
+    return repr(text[:120] + "…" if len(text) > 120 else text)
 
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 # -- vllm and openai --------------------------------------------------------------------------------------------------
 
@@ -211,7 +215,7 @@ class TextChoice(msgspec.Struct, gc=False):
 
 
 class Usage(msgspec.Struct, gc=False):
-    completion_tokens: int | None = None
+    completion_tokens: Count | None = None
 
 
 class Frame(msgspec.Struct, gc=False):
@@ -355,9 +359,8 @@ def share_usage(answers: list[Answer], said: int) -> None:
     """The count of a whole batch, told each answer: its own length if the sum is right."""
     if len(answers) == 1:
         answers[0].said = said
-    elif said != sum(len(answer.tokens) for answer in answers):
-        for answer in answers:
-            answer.said = -1
+    elif said != (total := sum(len(answer.tokens) for answer in answers)):
+        raise Miscounted(f"{len(answers)} answers have {total} tokens, and the replica has counted {said}")
     else:
         for answer in answers:
             answer.said = len(answer.tokens)
@@ -377,15 +380,20 @@ def around(fields: dict[str, Any], prompt: str, last: dict[str, Any] | None = No
 
 
 def sampling(asking: Asking) -> dict[str, Any]:
-    """What decides an answer, said explicitly: no server's default is asked for."""
+    """What decides an answer, said explicitly: vLLM would take what is missing from the model's own defaults."""
     how = asking.generation
     return {
         "temperature": how.temperature,
         "top_p": how.top_p,
+        "top_k": how.top_k,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
         "max_tokens": how.max_tokens,
         "min_tokens": how.min_tokens,
         "ignore_eos": how.ignore_eos,
-    } | ({"top_k": how.top_k} if how.top_k else {})
+    }
 
 
 def streaming(asking: Asking) -> dict[str, Any]:
@@ -416,7 +424,7 @@ def openai_body(asking: Asking) -> tuple[bytes, bytes]:
 
 class Meta(msgspec.Struct, gc=False):
     finish_reason: dict[str, Any] | None = None
-    completion_tokens: int | None = None
+    completion_tokens: Count | None = None
 
 
 class SglangFrame(msgspec.Struct, gc=False):
@@ -460,6 +468,7 @@ def whole_sglang(body: bytes, prompts: int) -> list[Answer]:
 def sglang_body(asking: Asking) -> tuple[bytes, bytes]:
     how = sampling(asking)
     how["max_new_tokens"], how["min_new_tokens"] = how.pop("max_tokens"), how.pop("min_tokens")
+    how["top_k"] = how["top_k"] or -1  # which is what 0 is elsewhere
     return around({"sampling_params": how, "stream": asking.stream}, "input_ids")
 
 
@@ -473,7 +482,7 @@ class TgiToken(msgspec.Struct, gc=False):
 
 class TgiDetails(msgspec.Struct, gc=False):
     finish_reason: str | None = None
-    generated_tokens: int | None = None
+    generated_tokens: Count | None = None
     tokens: list[TgiToken] | None = None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 from collections import deque
@@ -22,6 +23,9 @@ from urllib.parse import urlsplit
 import httptools
 
 from sut.errors import ConfigError, Disconnected, Malformed, QueryFailed, Unreachable
+
+KEY = "LOADGEN_HARNESS_API_KEY"
+"""The environment variable of the API key, the only place where it is."""
 
 MAX_HEAD = 64 * 1024
 MAX_BODY = 512 * 1024 * 1024
@@ -59,10 +63,14 @@ class Origin:
             raise ConfigError(f"the endpoint {url!r} is no URL: {error}.") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or not port:
             raise ConfigError(f"the endpoint {url!r} is no URL of the form http://host:port.")
+        try:
+            parts.hostname.encode("idna")
+        except UnicodeError as error:
+            raise ConfigError(f"the endpoint {url!r} has a host name that cannot be one.") from error
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ConfigError(
                 "an endpoint's URL holds neither credentials nor a query: the API key comes from the environment "
-                "variable LOADGEN_HARNESS_API_KEY."
+                f"variable {KEY}."
             )
         if any(ord(letter) <= 32 or ord(letter) > 126 for letter in url):
             raise ConfigError(f"the endpoint {url!r} has characters that no URL has.")
@@ -299,6 +307,15 @@ class Connection(asyncio.Protocol):
         return "H" in self._marks and framed is None
 
 
+def keep_alive(connection: socket.socket | None) -> None:
+    """Have the kernel notice within half a minute that the host at the other end is gone: nothing else would, while we
+    wait for an answer and send nothing."""
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 class Pool:
     """Connections to one server, made as they are needed and kept: the one used last is used next, so it is warm."""
 
@@ -306,7 +323,7 @@ class Pool:
         self.origin = origin
         self._context = context
         self._address = origin.host
-        self._idle: list[Connection] = []
+        self._idle: dict[Connection, None] = {}  # the one used last at the end
         self._open: set[Connection] = set()
         self._wanted: deque[tuple[bytes, Receiver]] = deque()
         self._connecting = 0
@@ -340,7 +357,7 @@ class Pool:
         """Send a request on an idle connection, or on the first that is made or becomes free."""
         now = self._loop.time()
         while self._idle:
-            connection = self._idle.pop()
+            connection, _ = self._idle.popitem()
             if connection.transport.is_closing():
                 continue
             if now - connection.idle_since > IDLE_LIMIT:  # and those below it are older still
@@ -378,12 +395,11 @@ class Pool:
                 connection.send(request, receiver)
                 return
         connection.idle_since = self._loop.time()
-        self._idle.append(connection)
+        self._idle[connection] = None
 
     def lost(self, connection: Connection) -> None:
         self._open.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
+        self._idle.pop(connection, None)
         self._connect_more()
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -397,9 +413,10 @@ class Pool:
 
     async def _make(self) -> None:
         host = self.origin.host if self._context else None
-        await self._loop.create_connection(
+        transport, _ = await self._loop.create_connection(
             lambda: Connection(self), self._address, self.origin.port, ssl=self._context, server_hostname=host
         )
+        keep_alive(transport.get_extra_info("socket"))
 
     async def _connect(self) -> None:
         try:
@@ -421,6 +438,12 @@ class Pool:
         for _, receiver in wanted:
             if not receiver.dropped:
                 receiver.failed(failure)
+
+
+def hide(text: str) -> str:
+    """A server's words without the API key, which some repeat."""
+    key = os.environ.get(KEY)
+    return text.replace(key, "***") if key else text
 
 
 def reason(error: Exception) -> str:

@@ -24,12 +24,13 @@ import numpy as np
 from sut.backend import Backend, Sink
 from sut.backends import Plan
 from sut.backends.dialects import DIALECTS, UNREADABLE, Answer, Asking, Dialect, Stream, excerpt
-from sut.backends.http import Connection, Origin, Pool, Receiver, fetch, request_bytes
+from sut.backends.http import KEY, Connection, Origin, Pool, Receiver, fetch, hide, request_bytes
 from sut.backends.serve import Server, make_servers
 from sut.errors import (
     Busy,
     ConfigError,
     Disconnected,
+    ErrorFrame,
     Malformed,
     Miscounted,
     QueryFailed,
@@ -41,8 +42,6 @@ from sut.errors import (
 )
 from sut.query import TOKEN_DTYPE, Outcome, Query, Tokens, as_tokens
 
-KEY = "LOADGEN_HARNESS_API_KEY"
-
 CAPACITY = 512
 """Queries that a pulling replica holds, as no server says how many it serves at once; --max-in-flight says better."""
 
@@ -51,6 +50,8 @@ PROBE_LIMIT = 10.0
 MISSES = 3
 """A replica is looked after every so many seconds; it is lost when its port is closed, or so many looks in a row found
 no answer within the limit. One that is merely slow under load is not."""
+
+PROGRESS_INTERVAL = 0.25
 
 RETURN_INTERVAL = 0.5
 """Seconds between two looks at a replica that is out."""
@@ -106,6 +107,7 @@ class Remote:
         self._down: str | None = None
         self._suspected = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._pools: tuple[Pool, ...] = ()
         self._pool: Pool
         self._probes: Pool
@@ -122,11 +124,8 @@ class Remote:
             self.origin = Origin.parse(self._server.url)
             self.facts = {"url": str(self.origin)}
         self._pool, self._probes = self._pools = Pool(self.origin, self._context), Pool(self.origin, self._context)
-        try:
-            await self._pool.resolve()
-            await self._probes.resolve()
-        except OSError as error:
-            raise SetupError(f"the host of {self.origin} is not known ({error.strerror}).") from error
+        if why := await self._resolve():
+            raise SetupError(f"the host of {self.origin} is not known ({why}).")
         try:
             await self._find_out()
             await self._check_greedy()
@@ -135,7 +134,19 @@ class Remote:
             raise SetupError(f"{self.origin} is not ready: {error}.") from error
         except TimeoutError as error:
             raise SetupError(f"{self.origin} has not answered a short prompt within {FIRST_LIMIT:g} s.") from error
+        if why := (await self._look())[0]:
+            raise SetupError(f"{why}: the harness looks there to see that a replica is alive.")
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        self._note_progress()
+
+    async def _resolve(self) -> str | None:
+        """Look the host up; why that is not possible, or None."""
+        try:
+            for pool in self._pools:
+                await pool.resolve()
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
 
     async def prepare(self, prompts: Sequence[Tokens]) -> None:
         longest = max((len(prompt) for prompt in prompts), default=0)
@@ -152,14 +163,14 @@ class Remote:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
         for pool in self._pools:  # also if the start has failed
             pool.close()
         if self._server is not None:
             await self._server.stop()
 
     def trouble(self) -> str | None:
-        for exchange in self._flying.values():
-            exchange.note_progress()
         return (self._server.trouble() if self._server is not None else None) or self._down
 
     # -- queries -----------------------------------------------------------------------------------------------------
@@ -183,13 +194,31 @@ class Remote:
 
     def cancel(self, query: Query) -> None:
         exchange = self._flying.pop(query.id, None)
-        if exchange is not None and exchange.forget(query):
+        if exchange is not None and exchange.is_forgotten():
             self._pool.drop(exchange)
+            self._doubtful = [doubt for doubt in self._doubtful if doubt[0] is not exchange]
 
-    def answered(self, query: Query, sink: Sink, answer: Answer) -> None:
-        """One query's answer is there, right or wrong."""
-        if self._flying.pop(query.id, None) is not None:
-            sink.done(query, self._outcome(answer))
+    def awaits(self, exchange: Exchange, query: Query) -> bool:
+        return self._flying.get(query.id) is exchange
+
+    def _release(self, exchange: Exchange, query: Query) -> bool:
+        """Whether this exchange is still the one to answer the query: LoadGen's ids come again in another test."""
+        if not self.awaits(exchange, query):
+            return False
+        del self._flying[query.id]
+        return True
+
+    def answered(self, exchange: Exchange, answers: Sequence[Answer]) -> None:
+        """The answers are there, right or wrong."""
+        for query, answer in zip(exchange.queries, answers, strict=True):
+            if self._release(exchange, query):
+                exchange.sink.done(query, self._outcome(answer))
+
+    def _note_progress(self) -> None:
+        """A few times a second: tell of bytes that have come and wait to be looked at."""
+        for exchange in self._flying.values():
+            exchange.note_progress()
+        self._timer = asyncio.get_running_loop().call_later(PROGRESS_INTERVAL, self._note_progress)
 
     def _outcome(self, answer: Answer) -> Outcome:
         failure = None
@@ -200,7 +229,7 @@ class Remote:
         else:
             text, said = "".join(answer.texts), answer.said or 0
             tokens = as_tokens(self._encode(text) if self._plan.tokens_now else [])
-            if (answer.said is None or answer.said < 0) and answer.finish in ("stop", "length"):
+            if answer.said is None and answer.finish in ("stop", "length"):
                 failure = Miscounted("the replica has not said how many tokens its text has")
         return Outcome(tokens, answer.finish, failure, text=text, said=said)
 
@@ -222,7 +251,7 @@ class Remote:
 
     def _end(self, exchange: Exchange, failure: QueryFailed) -> None:
         for query in exchange.queries:
-            if self._flying.pop(query.id, None) is not None:
+            if self._release(exchange, query):
                 exchange.sink.done(query, Outcome(as_tokens([]), failure=failure))
 
     def _encode(self, text: str) -> Sequence[int]:
@@ -260,7 +289,7 @@ class Remote:
         try:
             listed = msgspec.json.decode(body)["data"]
             return [model for model in listed if isinstance(model["id"], str)]
-        except (msgspec.MsgspecError, KeyError, TypeError):
+        except (*UNREADABLE, KeyError, TypeError):
             return None
 
     async def _why_not(self, dialect: Dialect) -> str | None:
@@ -270,28 +299,20 @@ class Remote:
             return f"{route} takes no batches"
         if not dialect.ids_in and plan.codec is None:
             return f"{route} takes text, which needs a tokenizer"
-        try:
-            answer = await self._ask(dialect, tokens=4)
-        except Rejected as error:
-            return f"{route} answers {error}"
-        except (ServerError, Malformed, Disconnected) as error:
-            return f"{route}: {error}"
-        if dialect.ids_out and not answer.tokens:
-            return f"{route} answers without token ids"
-        if not dialect.ids_out and answer.said is None:
-            return f"{route} does not say how many tokens an answer has (usage)"
-        if not plan.batch:
-            return await self._why_not_streamed(dialect)
-        return None
-
-    async def _why_not_streamed(self, dialect: Dialect) -> str | None:
-        answer = await self._ask(dialect, tokens=4, stream=True)
-        if answer.finish is None:
-            return f"{dialect.route} streams without a finish reason"
-        if dialect.ids_out and not answer.tokens:
-            return f"{dialect.route} streams without token ids"
-        if not dialect.ids_out and answer.said is None:
-            return f"{dialect.route} streams without saying how many tokens there were (usage)"
+        for stream in (False,) if plan.batch else (False, True):
+            does = "streams" if stream else "answers"
+            try:
+                answer = await self._ask(dialect, tokens=4, stream=stream)
+            except Rejected as error:
+                return f"{route} {does} {error}"
+            except (ServerError, Malformed, ErrorFrame, Miscounted, Disconnected) as error:
+                return f"{route}: {error}"
+            if answer.finish is None:
+                return f"{route} {does} without a finish reason"
+            if dialect.ids_out and not answer.tokens:
+                return f"{route} {does} without token ids"
+            if not dialect.ids_out and answer.said is None:
+                return f"{route} {does} without saying how many tokens there are (usage)"
         return None
 
     def _speak(self, dialect: Dialect) -> None:
@@ -308,7 +329,7 @@ class Remote:
         status, body = await self._get("/version")
         version = None
         if status == 200:
-            with suppress(msgspec.MsgspecError, AttributeError):
+            with suppress(*UNREADABLE, AttributeError):
                 version = msgspec.json.decode(body).get("version")
         self.facts = dict(self.facts) | {
             "dialect": self._dialect.name,
@@ -343,7 +364,7 @@ class Remote:
         if codec is not None:
             body = msgspec.json.encode({"model": self._model, "prompt": text, "add_special_tokens": False})
             status, answer = await self._post("/tokenize", body)
-            with suppress(msgspec.MsgspecError, KeyError, TypeError):
+            with suppress(*UNREADABLE, KeyError, TypeError):
                 theirs = msgspec.json.decode(answer)["tokens"] if status == 200 else None
                 if theirs is not None and all(isinstance(token, int) for token in theirs):
                     if list(theirs) != list(without_head(codec.encode([text])[0], codec.encode([""])[0])):
@@ -397,9 +418,11 @@ class Remote:
                 self._down = why
                 if not final:
                     self._lose_all(why)
-            elif not why and self._down is not None and await self._answers():
-                self._down = None
             self._end_doubts()
+            if self._down is not None:
+                await self._resolve()  # it may come back with another address
+                if not why and await self._answers():
+                    self._down = None
 
     async def _look(self) -> tuple[str | None, bool]:
         """What is wrong with the replica, if anything, and whether that is beyond doubt."""
@@ -441,9 +464,9 @@ class Exchange(Receiver):
     def note_progress(self) -> None:
         """Asked a few times a second: tell of bytes that have come without being looked at."""
 
-    def forget(self, query: Query) -> bool:
+    def is_forgotten(self) -> bool:
         """Whether nobody waits for the response any more."""
-        return len(self.queries) == 1 or not any(other.id in self._remote._flying for other in self.queries)
+        return not any(self._remote.awaits(self, query) for query in self.queries)
 
     def end(self, connection: Connection) -> None:
         pieces = connection.take()
@@ -455,9 +478,8 @@ class Exchange(Receiver):
             answers = self._dialect.whole(body, len(self.queries))
         except QueryFailed as failure:
             self.failed(failure)
-            return
-        for query, answer in zip(self.queries, answers, strict=True):
-            self._remote.answered(query, self.sink, answer)
+        else:
+            self._remote.answered(self, answers)
 
     def failed(self, failure: QueryFailed) -> None:
         self._remote.failed(self, failure)
@@ -486,6 +508,8 @@ class Streamed(Exchange):
         stream, query = self._stream, self.queries[0]
         stream.feed(connection.take())
         answer = stream.answer
+        if max(len(answer.tokens), len(answer.texts)) > query.max_tokens:
+            raise Miscounted(f"the answer goes on after the {query.max_tokens} tokens that were asked for")
         if self._begun:
             self.sink.progress(query, len(answer.tokens))
         elif answer.tokens or answer.texts:
@@ -510,7 +534,7 @@ class Streamed(Exchange):
         except QueryFailed as failure:
             self.failed(failure)
             return
-        self._remote.answered(self.queries[0], self.sink, self._stream.answer)
+        self._remote.answered(self, [self._stream.answer])
 
 
 # -- decisions ---------------------------------------------------------------------------------------------------------
@@ -526,15 +550,13 @@ def failure_of(status: int, body: bytes, retry_after: bytes | None) -> QueryFail
 
 def message_of(body: bytes) -> str:
     """The sentence in an error's body, wherever its server puts it; without the API key, which some repeat."""
-    text = excerpt(body)
     with suppress(*UNREADABLE):
         content = msgspec.json.decode(body)
         while isinstance(content, dict):
             content = next((content[key] for key in ("error", "message", "detail") if content.get(key)), "")
         if isinstance(content, str) and content:
-            text = content[:200]
-    key = os.environ.get(KEY)
-    return text.replace(key, "***") if key else text
+            return hide(content)[:200]
+    return excerpt(body)
 
 
 def pause_of(retry_after: bytes | None) -> float:

@@ -23,11 +23,11 @@ from importlib import import_module
 from typing import Any, BinaryIO, NoReturn
 
 from sut.backends import Plan, refuse_unknown
+from sut.backends.http import KEY
 from sut.backends.vllm_engine import divide_machine, engine_arguments, first_line, require_vllm
 from sut.errors import ConfigError, SetupError
 
 HOST = "127.0.0.1"
-API_KEY = "LOADGEN_HARNESS_API_KEY"
 
 _POLL = 0.2
 _HEALTH_LIMIT = 1.0
@@ -51,7 +51,8 @@ _REFUSED = {
     "uds": _OUR_ADDRESS,
     "ssl_keyfile": _OUR_ADDRESS,
     "ssl_certfile": _OUR_ADDRESS,
-    "api_key": f"would show in every list of processes: set {API_KEY} in the environment.",
+    "hf_token": "would show in every list of processes: set HF_TOKEN in the environment.",
+    "api_key": f"would show in every list of processes: set {KEY} in the environment.",
 }
 
 # What a line of a log gives as the reason of an end: an exception, bare or logged, or a complaint of argparse.
@@ -241,7 +242,7 @@ def _batch_sizes() -> dict[str, int]:
 def environment(place: Mapping[str, str]) -> dict[str, str]:
     """What a server is spawned with: ours (the guard's mark too), its devices, and the API key, if there is one."""
     ours = {**os.environ, "PYTHONUNBUFFERED": "1", **place}
-    if key := ours.pop(API_KEY, ""):
+    if key := ours.pop(KEY, ""):
         ours["VLLM_API_KEY"] = key
     return ours
 
@@ -254,8 +255,8 @@ def refuse(plan: Plan, engine: Sequence[str]) -> None:
     known = [name for name in (*engine, *_frontend_fields()) if not name.startswith("_") and name not in _REFUSED]
     refuse_unknown(plan.engine_args, known, "argument of vLLM's server")
     theirs = {**os.environ, **plan.engine_env}.get("VLLM_API_KEY")
-    if theirs and theirs != os.environ.get(API_KEY):
-        raise ConfigError(f"VLLM_API_KEY would lock the harness out of its own servers: set {API_KEY} instead.")
+    if theirs and theirs != os.environ.get(KEY):
+        raise ConfigError(f"VLLM_API_KEY would lock the harness out of its own servers: set {KEY} instead.")
 
 
 def reason(log: str) -> str:

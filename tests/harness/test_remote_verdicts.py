@@ -114,7 +114,8 @@ def run_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunAll]:
 
 def asked(cases: Sequence[tuple[str, ...]], request: pytest.FixtureRequest) -> list[tuple[str, ...]]:
     """Of these cases those whose tests are to be run: -k may have chosen some."""
-    chosen = [tuple(item.callspec.params.values()) for item in request.session.items if hasattr(item, "callspec")]
+    here = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    chosen = [tuple(item.callspec.params.values()) for item in here]
     return [case for case in cases if case in chosen]
 
 

@@ -41,7 +41,7 @@ def flight(stream: bool = True, **facts: float) -> Flight:
     [
         # right answers
         (True, 5, [5, 6], "stop", None),
-        (True, 5, [5, 6], "length", None),
+        (True, 5, [5, 6, 7, 8, 9, 9, 9, 9], "length", None),
         (False, -1, [5, 6], "stop", None),  # not streamed: no first token to compare with
         (True, 0, [0, 6], "stop", None),  # token id 0 is a token like any other
         # the replica did not say that the answer is complete
@@ -54,6 +54,9 @@ def flight(stream: bool = True, **facts: float) -> Flight:
         (False, -1, [], "length", NoTokens),
         (True, 5, [5], "stop", OneToken),
         (False, -1, [5], "length", OneToken),
+        # not the length that was asked for: 8
+        (True, 5, [5, 6, 7], "length", BadFinish),
+        (True, 5, [5, 6, 7, 8, 9, 9, 9, 9, 9], "stop", Miscounted),
         # the first token and the answer disagree
         (True, 7, [5, 6], "stop", Miscounted),
         (True, -1, [5, 6], "stop", Miscounted),  # streamed, and no first token was ever reported

@@ -24,10 +24,12 @@ from hypothesis import strategies as st
 
 import tests.stub_replica as stub_replica
 from sut.backends import Generation, Plan
-from sut.backends.remote import KEY, Remote, make_replicas, pause_of
+from sut.backends.dialects import error_of
+from sut.backends.http import KEY
+from sut.backends.remote import Remote, failure_of, make_replicas, pause_of, prefix_caching
 from sut.dispatch import POLICIES, Replica
 from sut.errors import ConfigError, SetupError
-from sut.health import Deadlines
+from sut.health import Deadlines, Flight, judge
 from sut.query import Outcome, Query, Tokens, as_tokens
 from sut.sut import SUT
 from sut.work import Work
@@ -119,10 +121,10 @@ def plan(**options: Any) -> Plan:
 class Bench:
     """A SUT on remote replicas that is up and bound to a test."""
 
-    def __init__(self, sut: SUT, stream: bool) -> None:
+    def __init__(self, sut: SUT, stream: bool, most: int = 8) -> None:
         self.sut = sut
         self.responder = Recorder()
-        self.work = Work(lambda index: PROMPTS[index % 10], stream, 8, self.responder)
+        self.work = Work(lambda index: PROMPTS[index % 10], stream, most, self.responder)
         sut.begin(self.work)
 
     def issue(self, ids: Sequence[int]) -> None:
@@ -166,7 +168,7 @@ def bench(
         sut.open()
         if prepare:
             sut.prepare(PROMPTS)
-        yield Bench(sut, stream)
+        yield Bench(sut, stream, what.generation.max_tokens)
     finally:
         sut.close()
 
@@ -215,7 +217,7 @@ REFUSALS: dict[str, tuple[Script, dict[str, Any], str]] = {
         Script(family="openai"), {"codec": None}, r"speaks no dialect known here: .*needs a tokenizer"
     ),
     "text without a count": (
-        Script(family="openai", fault="no-usage"), {}, r"/v1/completions does not say how many tokens .*\(usage\)"
+        Script(family="openai", fault="no-usage"), {}, r"/v1/completions answers without saying how many .*\(usage\)"
     ),
     "no batches": (
         Script(family="openai"), {"batch": True, "offline_batch": 4}, r"/v1/completions takes no batches"
@@ -812,3 +814,74 @@ def test_every_query_is_answered_exactly_once(
     assert all(replica.in_flight == 0 and not replica.waiting for replica in it.sut.replicas)
     assert flying == [{} for _ in stubs]
     assert "error inside" not in str(it.sut.aborted)
+
+
+# -- what nobody is to fall for ---------------------------------------------------------------------------------------
+
+
+def test_the_longest_of_several_pauses_counts() -> None:
+    """The first that came back would otherwise end the pause of the others."""
+    with Stub() as one, Stub() as other, bench(one, other, resilient=True) as it:
+        first, sut = it.sut.replicas[0], it.sut
+
+        async def ask() -> None:
+            sut._rest(first, 0.3)
+            sut._rest(first, 1.2)
+
+        began = time.monotonic()
+        sut.run(ask())
+        until(lambda: first.serving)
+        assert 1.1 < time.monotonic() - began < 2.5
+
+
+def test_a_replica_that_fails_whatever_it_is_given_does_not_take_the_whole_queue() -> None:
+    with (
+        Stub(Script(fault="500", armed=False)) as broken,
+        Stub(Script(ttft=0.002)) as sound,
+        bench(broken, sound, stream=False, cap=4, resilient=True) as it,
+    ):
+        broken.arm()
+        responder = it.serve(400)
+        assert broken.truth()["faults"] < 60
+    assert responder.kinds == {}
+
+
+def test_an_answer_that_never_ends_is_cut() -> None:
+    """It goes on after what was asked for: more tokens a second, and maybe for ever."""
+    script = Script(tokens=8)
+    with Stub(script) as stub, bench(stub, generation=Generation(max_tokens=8)) as it:
+        it.work.max_tokens = 6  # the server is told 8
+        responder = it.serve(3)
+    assert responder.kinds == {"miscounted": 3}
+
+
+def test_one_word_and_its_end_are_two_tokens_in_text_too() -> None:
+    answer = Outcome(as_tokens([5]), "stop", text="Yes", said=2)
+    query = Query(1, 0, as_tokens([1]), True, 8, 0.0)
+    assert judge(Flight(query, Replica("a", object()), 0.0), answer) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error":{"message":"Incorrect API key: sk-0123456789-secret"}}',
+        b'{"detail":"' + b"x" * 190 + b'sk-0123456789-secret"}',  # across the place where the sentence is cut
+        b"x" * 110 + b"sk-0123456789-secret",
+    ],
+)
+def test_an_api_key_that_a_server_repeats_is_hidden(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOADGEN_HARNESS_API_KEY", "sk-0123456789-secret")
+    for failure in (failure_of(401, body, None), error_of(body)):
+        assert "sk-0" not in str(failure)
+
+
+def test_a_server_that_is_not_healthy_is_refused_before_the_clock() -> None:
+    refused = pytest.raises(SetupError, match="says that it is not healthy")
+    with Stub(Script(unhealthy=True)) as stub, refused, bench(stub):
+        pass
+
+
+def test_prefix_caching_is_read_from_metrics() -> None:
+    line = b'vllm:cache_config_info{block_size="16",enable_prefix_caching="%b",engine="0"} 1.0\n'
+    assert [prefix_caching(200, line % flag) for flag in (b"True", b"False")] == [True, False]
+    assert [prefix_caching(404, line % b"True"), prefix_caching(200, b"")] == [None, None]

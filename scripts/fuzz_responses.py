@@ -37,7 +37,8 @@ from typing import Any, NamedTuple
 from sut.backends import Generation, Plan
 from sut.backends.dialects import COMPLETIONS, GENERATE, OPENAI, SGLANG, TGI, Dialect
 from sut.backends.http import Connection, Origin
-from sut.backends.remote import Exchange, Prompts, Remote, Streamed
+from sut.backends.probe import Prompts
+from sut.backends.remote import Exchange, Remote, Streamed
 from sut.dispatch import Replica
 from sut.health import Flight, judge
 from sut.query import NO_TOKENS, Outcome, Query, Tokens

@@ -379,11 +379,11 @@ class SUT:
     def _spare(self, replica: Replica, failure: QueryFailed) -> None:
         """Give no work for a while to a replica that asks for it, or that fails whatever it is given while another does
         well: one that fails at once has room at once, and would take the whole queue."""
+        others_do_well = any(other.serving and not other.failing for other in self.replicas)
         if isinstance(failure, Busy):
             self._rest(replica, min(failure.pause, self._patience))
-        elif failure.elsewhere and replica.failing >= FAILING:
-            if any(other.serving and not other.failing for other in self.replicas):
-                self._rest(replica, FAILING_PAUSE)
+        elif failure.elsewhere and replica.failing >= FAILING and others_do_well:
+            self._rest(replica, FAILING_PAUSE)
 
     def _end(self, query: Query, outcome: Outcome) -> None:
         """A query's one and only end."""

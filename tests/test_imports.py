@@ -24,6 +24,7 @@ ORDER = [
     "sut.backends.vllm_engine",
     "sut.backends.http",
     "sut.backends.dialects",
+    "sut.backends.probe",
     "sut.backends.serve",
     "sut.backends.remote",
     "sut.work",

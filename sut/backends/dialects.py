@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from sut.backends import Generation
-from sut.backends.http import hide
+from sut.backends.http import UNREADABLE, excerpt
 from sut.errors import ErrorFrame, Malformed, Miscounted, QueryFailed, Rejected
 
 MAX_FRAME = 16 * 1024 * 1024
@@ -29,9 +29,6 @@ MAX_FRAME = 16 * 1024 * 1024
 BULK = 4
 """Frames from which on reading them together pays."""
 
-
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What reading JSON may raise."""
 
 NONE = msgspec.Raw(b"null")
 """A field that is not there. The type `Raw | None` would take nothing but null."""
@@ -189,12 +186,6 @@ def payload_of(event: bytes) -> bytes | None:
     event = event.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which only the first may have
     lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None
-
-
-def excerpt(data: bytes) -> str:
-    """The beginning of what a server sent, for a message; the API key is hidden before anything is cut."""
-    text = hide(data[:4096].decode(errors="replace"))
-    return repr(text[:120] + "…" if len(text) > 120 else text)
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]

@@ -16,13 +16,16 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import partial
+from time import time
 from typing import Any
 from urllib.parse import urlsplit
 
 import httptools
+import msgspec
 
-from sut.errors import ConfigError, Disconnected, Malformed, QueryFailed, Unreachable
+from sut.errors import Busy, ConfigError, Disconnected, Malformed, QueryFailed, Rejected, ServerError, Unreachable
 
 KEY = "LOADGEN_HARNESS_API_KEY"
 """The environment variable of the API key, the only place where it is."""
@@ -440,12 +443,6 @@ class Pool:
                 receiver.failed(failure)
 
 
-def hide(text: str) -> str:
-    """A server's words without the API key, which some repeat."""
-    key = os.environ.get(KEY)
-    return text.replace(key, "***") if key else text
-
-
 def reason(error: Exception) -> str:
     """Why a connection could not be made, in words."""
     if isinstance(error, TimeoutError) and error.errno is None:
@@ -494,3 +491,51 @@ async def _fetch_once(pool: Pool, request: bytes, limit: float) -> tuple[int, by
     finally:
         if not receiver.response.done() or receiver.response.cancelled():
             pool.drop(receiver)
+
+
+# -- what a server says when it refuses ------------------------------------------------------------------------------
+
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What reading JSON may raise."""
+
+
+def failure_of(status: int, body: bytes, retry_after: bytes | None) -> QueryFailed:
+    """What an HTTP status other than 200 means for the queries of the request."""
+    text = f"HTTP {status}: {message_of(body)}" if body.strip() else f"HTTP {status}"
+    if status in (429, 503):
+        return Busy(text, pause_of(retry_after))
+    return ServerError(text) if status >= 500 else Rejected(text)
+
+
+def message_of(body: bytes) -> str:
+    """The sentence in an error's body, wherever its server puts it; without the API key, which some repeat."""
+    with suppress(*UNREADABLE):
+        content = msgspec.json.decode(body)
+        while isinstance(content, dict):
+            content = next((content[key] for key in ("error", "message", "detail") if content.get(key)), "")
+        if isinstance(content, str) and content:
+            return hide(content)[:200]
+    return excerpt(body)
+
+
+def pause_of(retry_after: bytes | None) -> float:
+    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); 1 without one, never less than 0.1."""
+    text = (retry_after or b"1").decode("latin-1").strip()
+    if text.isascii() and text.isdigit():
+        return max(0.1, float(text[:9]))
+    try:
+        return max(0.1, parsedate_to_datetime(text).timestamp() - time())
+    except (ValueError, OverflowError):
+        return 1.0
+
+
+def excerpt(data: bytes) -> str:
+    """The beginning of what a server sent, for a message; the API key is hidden before anything is cut."""
+    text = hide(data[:4096].decode(errors="replace"))
+    return repr(text[:120] + "…" if len(text) > 120 else text)
+
+
+def hide(text: str) -> str:
+    """A server's words without the API key, which some repeat."""
+    key = os.environ.get(KEY)
+    return text.replace(key, "***") if key else text

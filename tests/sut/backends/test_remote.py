@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 import tests.stub_replica as stub_replica
 from sut.backends import Generation, Plan
 from sut.backends.dialects import error_of
-from sut.backends.http import KEY
-from sut.backends.remote import Remote, failure_of, make_replicas, pause_of, prefix_caching
+from sut.backends.http import KEY, failure_of, pause_of
+from sut.backends.probe import prefix_caching
+from sut.backends.remote import Remote, make_replicas
 from sut.dispatch import POLICIES, Replica
 from sut.errors import ConfigError, SetupError
 from sut.health import Deadlines, Flight, judge
@@ -48,9 +49,9 @@ def quick() -> Iterator[None]:
         patch.delenv(KEY, raising=False)
         patch.setattr("sut.sut.SWEEP_INTERVAL", 0.02)
         patch.setattr("sut.backends.remote.PROBE_INTERVAL", 0.1)
-        patch.setattr("sut.backends.remote.PROBE_LIMIT", 0.2)
+        patch.setattr("sut.backends.probe.LOOK_LIMIT", 0.2)
         patch.setattr("sut.backends.remote.MISSES", 2)
-        patch.setattr("sut.backends.remote.FIRST_LIMIT", PATIENCE)
+        patch.setattr("sut.backends.probe.FIRST_LIMIT", PATIENCE)
         patch.setattr("sut.backends.remote.RETURN_INTERVAL", 0.05)
         yield
 

@@ -10,7 +10,8 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,6 +109,8 @@ def open_sut(config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress
         sut = make_sut(config, tokenizer)
         prepare_folder(config)
         sut.open()
+        for line in describe_dialects([replica.backend.facts for replica in sut.replicas]):
+            progress.say(line)
         yield System(sut, samples, tokenizer, guard)
         if sut.aborted is None:
             progress.say("Stopping the replicas …")
@@ -115,6 +118,16 @@ def open_sut(config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress
                 sut.close()
     finally:
         guard.close()
+
+
+def describe_dialects(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """How remote replicas turned out to be spoken to, a line for each way."""
+    ways = Counter(
+        f"{facts['dialect']} ({facts['route']}; {facts['prompts']} in, {facts['answers']} out)"
+        for facts in found
+        if "dialect" in facts
+    )
+    return [f"{count} replica{'s' * (count > 1)} found: {way}" for way, count in ways.items()]
 
 
 def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:

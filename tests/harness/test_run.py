@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from harness.config import resolve
-from harness.run import expected_queries, why_no_target
+from harness.run import describe_dialects, expected_queries, why_no_target
 from sut.backends.echo import FAULTS
 
 Run = Any
@@ -400,3 +400,12 @@ def test_nobody_reading_stderr_costs_nothing(tmp_path: Path) -> None:
     with process.stdout as out:
         assert "VALID" in out.read()
     assert process.wait(20) == 0
+
+
+def test_how_remote_replicas_are_spoken_to_is_said_once_for_each_way() -> None:
+    ids = {"dialect": "vllm", "route": "/v1/completions", "prompts": "token ids", "answers": "token ids"}
+    text = {"dialect": "openai", "route": "/v1/completions", "prompts": "text", "answers": "text"}
+    assert describe_dialects([ids, text, ids, {"max_num_seqs": 8}]) == [
+        "2 replicas found: vllm (/v1/completions; token ids in, token ids out)",
+        "1 replica found: openai (/v1/completions; text in, text out)",
+    ]

@@ -102,7 +102,8 @@ class Bridge:
             if query.stream and not outcome.first_token:
                 # LoadGen crashes on logging the end of a streamed sample that never had a first token.
                 lg.FirstTokenComplete([lg.QuerySampleResponse(query.id, 0, 0, 0)])
-            said = count if outcome.failure is not None else outcome.count
+            # A text without ids is counted by its replica; where there are ids, LoadGen's log must agree with them.
+            said = count if count or outcome.failure is not None else outcome.count
             responses.append(lg.QuerySampleResponse(query.id, address, 4 * count, said))
             address += 4 * count
         lg.QuerySamplesComplete(responses)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench_path import made_up_samples, peak_mb
+from bench_path import figures_of, made_up_samples, peak_mb, refuse_invalid
 
 from harness.config import RunConfig, resolve
 from harness.dataset import Tokenizer
@@ -152,13 +152,9 @@ def child(number: int, url: str) -> None:
 def measure(number: int, cores: list[int]) -> dict[str, Any]:
     stub = Stub(MEASUREMENTS[number], cores[1])
     command = ["taskset", "-c", str(cores[0]), sys.executable, __file__, "--child", str(number)]
-    done = subprocess.run([*command, stub.url], capture_output=True, text=True)
+    figures = figures_of([*command, stub.url])
     stub.stop()
-    if done.returncode != 0:
-        sys.exit(f"the measured process failed: {done.stderr[-2000:]}")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if not figures["valid"]:
-        sys.exit(f"the run is not valid, so its figures mean nothing: {figures['why']}")
+    refuse_invalid(figures)
     return figures
 
 

@@ -21,7 +21,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
+from bench_path import figures_of
 
 from harness.config import RunConfig, resolve
 from harness.dataset import Samples, Tokenizer
@@ -204,10 +204,7 @@ def settings(scenario: str, dispatch: str, qps: float, queries: int, seconds: fl
 
 def measure(scenario: str, dispatch: str, qps: float, queries: int, seconds: float) -> dict[str, Any]:
     arguments = [scenario, dispatch, str(qps), str(queries), str(seconds)]
-    done = subprocess.run([sys.executable, __file__, "--child", *arguments], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"the measured process failed: {done.stderr[-2000:]}")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    figures = figures_of([sys.executable, __file__, "--child", *arguments])
     if not all(reason.startswith("LoadGen says INVALID") for reason in figures["why"]):
         sys.exit(f"the run went wrong, so its figures mean nothing: {figures['why']}")
     return figures

@@ -7,7 +7,7 @@
 
 Two processes hold an engine each and are asked in turn: A generates with vLLM's own class, B runs a LoadGen Offline
 test through the harness, records and checks on. Every answer is greedy, so the token counts must be equal. The first
-pair is not counted: both sides get faster or slower in it, and the harness's side by up to a tenth.
+pair, in which both sides are still cold, is printed and not counted.
 """
 
 from __future__ import annotations

@@ -125,14 +125,23 @@ def settings(scenario: str, qps: float, queries: int, seconds: float, folder: Pa
 
 
 def measure(core: int, *arguments: str) -> dict[str, Any]:
-    command = ["taskset", "-c", str(core), sys.executable, __file__, "--child", *arguments]
+    figures = figures_of(["taskset", "-c", str(core), sys.executable, __file__, "--child", *arguments])
+    refuse_invalid(figures)
+    return figures
+
+
+def figures_of(command: list[str]) -> dict[str, Any]:
+    """What a measured process prints in its last line."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"the measured process failed: {done.stderr[-2000:]}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def refuse_invalid(figures: dict[str, Any]) -> None:
     if not figures["valid"]:
         sys.exit(f"the run is not valid, so its figures mean nothing: {figures['why']}")
-    return figures
 
 
 def child(arguments: list[str]) -> None:

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 from sut.backends import Generation, Plan
 from sut.backends.dialects import COMPLETIONS, GENERATE, OPENAI, SGLANG, TGI, Dialect
 from sut.backends.http import Connection, Origin
-from sut.backends.probe import Prompts
+from sut.backends.probe import Found, Prompts
 from sut.backends.remote import Exchange, Remote, Streamed
 from sut.dispatch import Replica
 from sut.health import Flight, judge
@@ -350,7 +350,7 @@ _PLAN = Plan(1, "M", "auto", None, Generation(64))
 
 def make_remote(dialect: Dialect) -> Remote:
     remote = Remote(Origin("http", "nowhere", 80), _PLAN, Prompts(_PLAN))
-    remote._dialect = dialect
+    remote._found = Found("m", dialect, None, {})
     return remote
 
 

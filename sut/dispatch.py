@@ -8,7 +8,7 @@ its loop; what a policy needs beyond them it counts itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
 from math import inf
@@ -101,17 +101,10 @@ class Uncounted:
         pass
 
 
-class RoundRobin(Uncounted):
-    """Each query to the next replica in turn, whatever the replicas are doing."""
+class Listed:
+    """The part of a policy that keeps a list of the replicas that are serving."""
 
-    def __init__(self, replicas: Sequence[Replica]) -> None:
-        self._live = deque(replicas)
-
-    def pick(self, query: Query) -> Replica | None:
-        if not self._live:
-            return None
-        self._live.rotate(-1)
-        return self._live[-1]
+    _live: MutableSequence[Replica]
 
     def eject(self, replica: Replica) -> None:
         if replica in self._live:
@@ -120,6 +113,19 @@ class RoundRobin(Uncounted):
     def admit(self, replica: Replica) -> None:
         if replica not in self._live:
             self._live.append(replica)
+
+
+class RoundRobin(Listed, Uncounted):
+    """Each query to the next replica in turn, whatever the replicas are doing."""
+
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        self._live: deque[Replica] = deque(replicas)
+
+    def pick(self, query: Query) -> Replica | None:
+        if not self._live:
+            return None
+        self._live.rotate(-1)
+        return self._live[-1]
 
 
 class Pull(Uncounted):
@@ -261,7 +267,7 @@ class LeastTokens(Least):
         self._take(replica, len(query.prompt) + tokens)
 
 
-class PowerOfTwo:
+class PowerOfTwo(Listed):
     """The less outstanding of two replicas drawn at random; the same draws in each run."""
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
@@ -286,14 +292,6 @@ class PowerOfTwo:
 
     def finished(self, replica: Replica, query: Query, tokens: int) -> None:
         self._outstanding[replica] -= 1
-
-    def eject(self, replica: Replica) -> None:
-        if replica in self._live:
-            self._live.remove(replica)
-
-    def admit(self, replica: Replica) -> None:
-        if replica not in self._live:
-            self._live.append(replica)
 
 
 POLICIES: dict[str, Callable[[Sequence[Replica]], Policy]] = {

@@ -147,7 +147,7 @@ class Stream:
 
         Between an answer's first event and its last, only the choice differs: what stands before and after it is taken
         from one event, which is read in full, and then proved for all by putting them together again, which costs a
-        comparison of memory. So an event costs 0.3 µs instead of 0.44 (docs/experiments.md).
+        comparison of memory. scripts/bench_parse.py compares it with reading them one by one.
         """
         lean = self._dialect.lean
         model = pieces[0]
@@ -258,8 +258,7 @@ def absorb_ids(frame: Frame, answer: Answer) -> None:
         refuse_error(frame)
     for choice in frame.choices or ():
         absorb_choice(choice, answer)
-    if frame.usage is not None and frame.usage.completion_tokens is not None:
-        answer.said = frame.usage.completion_tokens
+    absorb_usage(frame, answer)
 
 
 def absorb_choice(choice: Choice, answer: Answer) -> None:
@@ -318,6 +317,10 @@ def absorb_text(frame: TextFrame, answer: Answer) -> None:
             answer.texts.append(choice.text)
         if choice.finish_reason is not None:
             finish(answer, choice.finish_reason)
+    absorb_usage(frame, answer)
+
+
+def absorb_usage(frame: Any, answer: Answer) -> None:
     if frame.usage is not None and frame.usage.completion_tokens is not None:
         answer.said = frame.usage.completion_tokens
 
@@ -364,10 +367,9 @@ def decode_body(decode: Callable[[bytes], Any], body: bytes) -> Any:
         raise Malformed(f"the replica sent a body that cannot be read ({error}): {excerpt(body)}") from error
 
 
-def around(fields: dict[str, Any], prompt: str, last: dict[str, Any] | None = None) -> tuple[bytes, bytes]:
+def around(fields: dict[str, Any], prompt: str) -> tuple[bytes, bytes]:
     """A JSON object's bytes before and after the value of its field `prompt`, which follows the others."""
-    start = msgspec.json.encode(fields)[:-1] + b"," + msgspec.json.encode(prompt) + b":"
-    return start, (b"," + msgspec.json.encode(last)[1:] if last else b"}")
+    return msgspec.json.encode(fields)[:-1] + b"," + msgspec.json.encode(prompt) + b":", b"}"
 
 
 def sampling(asking: Asking) -> dict[str, Any]:

@@ -73,7 +73,6 @@ class Remote:
         self._pool: Pool
         self._probe: Probe
         self._found: Found
-        self._dialect: Dialect
         self._head = self._before = self._after = b""
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -95,7 +94,7 @@ class Remote:
         """Have ready what all requests have in common."""
         plan, stream = self._plan, not self._plan.batch
         interval = plan.stream_interval or max(1, plan.generation.max_tokens)
-        self.facts, self._found, self._dialect = found.facts, found, found.dialect
+        self.facts, self._found = found.facts, found
         self._before, self._after = found.dialect.body(Asking(found.model, plan.generation, stream, interval))
         self._head = self.origin.head("POST", found.dialect.path(stream), headers())
 
@@ -117,7 +116,7 @@ class Remote:
                 f"{self.origin} takes {limit} tokens, and the longest prompt has {longest} beside the {most} of "
                 "its answer: serve the model with a longer context (--max-model-len)."
             )
-        self._rendered = self._prompts.render(prompts, self._dialect.ids_in)
+        self._rendered = self._prompts.render(prompts, self._found.dialect.ids_in)
         await self._pool.warm(min(self.capacity // self._plan.offline_batch, 64))
 
     async def stop(self) -> None:
@@ -143,7 +142,7 @@ class Remote:
 
     def _send(self, queries: Sequence[Query], sink: Sink) -> None:
         kind: type[Exchange] = Streamed if queries[0].stream else Exchange
-        exchange = kind(self, self._dialect, queries, sink)
+        exchange = kind(self, self._found.dialect, queries, sink)
         for query in queries:
             self._flying[query.id] = exchange
         prompts = [self._prompt(query) for query in queries]
@@ -151,7 +150,11 @@ class Remote:
         self._pool.send(request_bytes(self._head, self._before + prompt + self._after), exchange)
 
     def _prompt(self, query: Query) -> bytes:
-        return self._rendered[query.index] if self._rendered else self._prompts.one(query.prompt, self._dialect.ids_in)
+        return (
+            self._rendered[query.index]
+            if self._rendered
+            else self._prompts.one(query.prompt, self._found.dialect.ids_in)
+        )
 
     def cancel(self, query: Query) -> None:
         exchange = self._flying.pop(query.id, None)
@@ -183,7 +186,7 @@ class Remote:
 
     def _outcome(self, answer: Answer) -> Outcome:
         failure = None
-        if self._dialect.ids_out:
+        if self._found.dialect.ids_out:
             tokens, text, said = np.frombuffer(answer.tokens, TOKEN_DTYPE), None, 0
             if answer.said is not None and answer.said != len(tokens) and answer.finish in ("stop", "length"):
                 failure = Miscounted(f"the answer has {len(tokens)} tokens, and the replica has counted {answer.said}")

@@ -113,11 +113,14 @@ class SUT:
         """Stop all replicas and the loop; returns in any case, whatever a replica may still be doing."""
         if not self._thread.is_alive():
             return
+        stopped = False
         with suppress(TimeoutError):
-            self.run(asyncio.wait_for(self._stop_replicas(), STOP_LIMIT))
+            self.run(self._stop_replicas(), STOP_LIMIT)
+            stopped = True
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._thread.join(LOOP_LIMIT)
+        if stopped and not self._loop.is_running():  # uvloop may never finish closing a loop with open connections
+            self._loop.close()
 
     def run(self, work: Coroutine[Any, Any, T], limit: float | None = None) -> T:
         """Run a coroutine on the loop from another thread; an interrupt of the waiting thread cancels it.

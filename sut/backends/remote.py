@@ -230,7 +230,8 @@ class Remote:
         while True:
             pause = PROBE_INTERVAL if self._down is None else RETURN_INTERVAL
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._suspected.wait(), pause)
+                async with asyncio.timeout(pause):  # Python 3.11's wait_for may swallow the cancellation of `stop`
+                    await self._suspected.wait()
             if self._suspected.is_set() and self._down is not None:
                 await asyncio.sleep(RETURN_INTERVAL)
             self._suspected.clear()

@@ -734,6 +734,35 @@ def test_nothing_is_left_after_stop() -> None:
     gc.collect()  # a socket that nobody has closed would warn, which is an error here
 
 
+@pytest.mark.parametrize("ticks", range(6))
+def test_a_replica_stops_in_whatever_tick_it_was_suspected(ticks: int) -> None:
+    """The watcher may have been woken and not yet have run when it is cancelled."""
+
+    async def stop(backend: Remote) -> None:
+        backend._suspected.set()
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        await backend.stop()
+
+    with Stub() as stub, bench(stub) as it:
+        it.sut.run(stop(it.sut.replicas[0].backend), PATIENCE)  # type: ignore[arg-type]
+
+
+def test_close_returns_although_a_replica_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def for_ever(backend: Remote) -> None:
+        await asyncio.sleep(3600)
+
+    with Stub() as stub, monkeypatch.context() as patch:
+        with bench(stub) as it:
+            it.serve(3)  # there are open connections now
+            patch.setattr("sut.sut.STOP_LIMIT", 0.2)
+            patch.setattr(Remote, "stop", for_ever)
+        patch.undo()
+        loop = it.sut._loop
+        loop.run_until_complete(it.sut._stop_replicas())
+        loop.close()
+
+
 # -- anything at all --------------------------------------------------------------------------------------------------
 
 # A stall lasts until a deadline, and an oversized body takes its time.

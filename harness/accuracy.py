@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness import rouge
+from harness.answers import read_entries
 from harness.benchmarks import Target
 from harness.dataset import Samples, Tokenizer
 from sut.errors import SetupError
@@ -47,11 +48,10 @@ def read_log(path: Path) -> AccuracyLog:
     `token_count`, and beginning with the first token that was reported.
     """
     log = AccuracyLog(path, {}, [])
-    for entry in _read_entries(path):
-        index, data = entry["qsl_idx"], _decode(entry["data"], path)
-        count, head = entry.get("token_count"), _decode(entry.get("token_data", ""), path)
-        if count is not None and count != len(data):
-            raise SetupError(f"{path}: the answer to sample {index} has {len(data)} tokens and claims {count}.")
+    for entry in read_entries(path):
+        index, data, head = entry.index, _tokens(entry.data, path), _tokens(entry.head, path)
+        if entry.count is not None and entry.count != len(data):
+            raise SetupError(f"{path}: the answer to sample {index} has {len(data)} tokens and claims {entry.count}.")
         # A query that failed after its first token is logged with that token and no data.
         if len(data) and not np.array_equal(head, data[: len(head)]):
             raise SetupError(f"{path}: the answer to sample {index} does not begin with its first token.")
@@ -103,25 +103,7 @@ def save(accuracy: Accuracy, folder: Path) -> None:
     (folder / "accuracy.json").write_text(json.dumps(accuracy.as_json(), indent=2) + "\n")
 
 
-def _read_entries(path: Path) -> Sequence[dict[str, Any]]:
-    try:
-        entries = json.loads(path.read_text())
-    except OSError as error:
-        raise SetupError(f"cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise SetupError(f"{path} is cut off or not LoadGen's: {error}.") from error
-    if not isinstance(entries, list) or not all(
-        isinstance(e, dict) and "qsl_idx" in e and "data" in e for e in entries
-    ):
-        raise SetupError(f"{path} is not an accuracy log of LoadGen's.")
-    return entries
-
-
-def _decode(text: str, path: Path) -> Tokens:
-    try:
-        data = bytes.fromhex(text)
-    except ValueError as error:
-        raise SetupError(f"{path}: an answer is not hexadecimal: {error}.") from error
+def _tokens(data: bytes, path: Path) -> Tokens:
     if len(data) % TOKEN_DTYPE().itemsize:
         raise SetupError(f"{path}: an answer of {len(data)} bytes is no row of int32 token ids.")
     return np.frombuffer(data, TOKEN_DTYPE)

@@ -41,6 +41,7 @@ ORDER = [
     "harness.recorder",
     "harness.results",
     "harness.loadgen",
+    "harness.answers",
     "harness.rouge",
     "harness.accuracy",
     "harness.progress",

@@ -114,9 +114,9 @@ def test_a_log_that_is_cut_off_missing_or_anothers_is_one_sentence(write: Write,
         (whole[:-20], f"{path} is cut off or not LoadGen's: "),
         (whole[: whole.index(",\n") + 2], f"{path} is cut off or not LoadGen's: "),
         ("", f"{path} is cut off or not LoadGen's: "),
-        ('{"qsl_idx": 0}', f"{path} is not an accuracy log of LoadGen's."),
-        ('[{"qsl_idx": 0}]', f"{path} is not an accuracy log of LoadGen's."),
-        ("[[]]", f"{path} is not an accuracy log of LoadGen's."),
+        ('{"qsl_idx": 0}', f"{path} is not an accuracy log of LoadGen's"),
+        ('[{"qsl_idx": 0}]', f"{path} is not an accuracy log of LoadGen's"),
+        ("[[]]", f"{path} is not an accuracy log of LoadGen's"),
     ):
         path.write_text(text)
         with pytest.raises(SetupError) as refused:

@@ -255,18 +255,18 @@ def prefix_caching(status: int, metrics: bytes) -> bool | None:
 
 def choose_model(asked: str | None, models: Sequence[Mapping[str, Any]] | None, origin: Origin) -> str:
     """The name to ask for. Raises SetupError if it is not served, or not to be known."""
-    if models is None:
+    if not models:  # `transformers serve` lists what is in its cache, which may be nothing
         if asked is None:
             raise SetupError(f"{origin} does not list its models: name the one to ask for with --served-model.")
         return asked
     names = [str(model["id"]) for model in models]
     if asked is not None:
         if asked not in names:
-            raise SetupError(f"{origin} does not serve {asked!r}: it serves {', '.join(names) or 'nothing'}.")
+            raise SetupError(f"{origin} does not serve {asked!r}: it serves {', '.join(names)}.")
         return asked
     bases = [str(model["id"]) for model in models if not model.get("parent")]  # vLLM lists adapters too
     if len(bases) != 1:
-        raise SetupError(f"{origin} serves {', '.join(names) or 'no model'}: choose with --served-model.")
+        raise SetupError(f"{origin} serves {', '.join(names)}: choose with --served-model.")
     return bases[0]
 
 

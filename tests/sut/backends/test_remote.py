@@ -260,11 +260,12 @@ CARD = {"id": "base", "max_model_len": 4096}
     ("cards", "asked", "says"),
     [
         ([CARD, CARD | {"id": "other"}], None, r"serves base, other: choose with --served-model\."),
-        ([], None, r"serves no model: choose with --served-model\."),
+        ([], None, r"does not list its models: name the one to ask for with --served-model\."),
         ([None], None, r"does not list its models: name the one to ask for with --served-model\."),
         ([CARD, CARD | {"id": "adapter", "parent": "base"}], None, "base"),
         ([CARD, CARD | {"id": "other"}], "base", "base"),
         ([None], "base", "base"),
+        ([], "base", "base"),
     ],
 )
 def test_which_model(cards: list[Any], asked: str | None, says: str) -> None:
@@ -276,7 +277,7 @@ def test_which_model(cards: list[Any], asked: str | None, says: str) -> None:
             return
         with bench(stub, served_model=asked) as it:
             assert it.facts["model"] == "base"
-            assert it.facts["max_model_len"] == (None if None in cards else 4096)
+            assert it.facts["max_model_len"] == (4096 if CARD in cards else None)
             assert answers(it.serve(3)) == expected(3)
 
 

@@ -58,6 +58,7 @@ class Benchmark:
     prompt_suffix: tuple[int, ...] = ()
     settings: Mapping[str, Mapping[str, Number]] = field(default_factory=dict)
     targets: Mapping[str, Target] = field(default_factory=dict)
+    audits: tuple[str, ...] = ()
     submittable: bool = True
 
     def model_key(self, scenario: str) -> str:
@@ -117,6 +118,7 @@ def _demo() -> Benchmark:
             },
         },
         targets=rouge_targets(scores, 0.999),
+        audits=("TEST06",),
         submittable=False,
     )
 
@@ -136,6 +138,7 @@ def _llama2_70b() -> Benchmark:
         max_model_len=2048,  # [ref] prompts below 1,024 tokens and 1,024 for the answer
         prompt_suffix=(29_871,),  # [ref] PR #1544: the first generated token is then a real one
         targets=rouge_targets(reference, 0.999),
+        audits=("TEST06",),
     )
 
 
@@ -152,6 +155,7 @@ def _llama31_8b() -> Benchmark:
         generation=Generation(max_tokens=128),  # [ref]
         dtype="auto",
         targets={name: Target(low=low) for name, low in lows.items()} | {"gen_len": Target(7_350_879.6, 8_984_408.4)},
+        audits=("TEST06",),
     )
 
 

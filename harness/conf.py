@@ -43,6 +43,8 @@ INTEGER_KEYS = frozenset(
     ]
 )
 REAL_KEYS = frozenset({"target_qps", "target_latency_percentile"})
+VERIFIER_KEYS = frozenset({"test07_accuracy_threshold", "test09_min_output_tokens", "test09_max_output_tokens"})
+"""Real numbers in a compliance test's file that its verifier reads and LoadGen does not."""
 FIXED_KEYS = frozenset(
     ["qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed", "accuracy_log_probability", "mode"]
 )
@@ -115,7 +117,7 @@ def refuse_key(model: str, scenario: str, key: str, where: str) -> None:
 
 def parse_value(key: str, text: str, where: str) -> Number:
     try:
-        return float(text) if key in REAL_KEYS else int(text)
+        return float(text) if key in REAL_KEYS | VERIFIER_KEYS else int(text)
     except ValueError:
         kind = "a number" if key in REAL_KEYS else "a whole number (LoadGen would cut it at the first other character)"
         raise ConfigError(f"{where}: {key} = {text} is not {kind}.") from None
@@ -148,6 +150,9 @@ _REPORTED: Mapping[str, tuple[str, float]] = {
     "performance_sample_count_override": ("effective_performance_sample_count", 1),
     "sample_concatenate_permutation": ("effective_sample_concatenate_permutation", 1),
     "use_token_latencies": ("requested_use_token_latencies", 1),
+    "accuracy_log_rng_seed": ("effective_accuracy_log_rng_seed", 1),
+    "accuracy_log_sampling_target": ("effective_accuracy_log_sampling_target", 1),
+    "performance_issue_unique": ("effective_performance_issue_unique", 1),
 }
 _REPORTED_IN: Mapping[str, Mapping[str, tuple[str, float]]] = {
     "Offline": {"target_qps": ("effective_target_qps", 1)},

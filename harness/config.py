@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import benchmarks
+from harness.audits import Audit, which
 from harness.benchmarks import SCENARIOS, Benchmark, Number
 from harness.conf import INTEGER_KEYS, REAL_KEYS, Conf, default_file, lookup, read_conf
 from sut.backends import BACKENDS, Generation
@@ -26,7 +27,9 @@ from sut.errors import ConfigError
 # Names of variables whose values are never saved or shown.
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
-MODES = ("performance", "accuracy")
+MODES = ("performance", "accuracy", "submission")
+"""`submission` is accuracy, performance and the compliance tests on one start of the engines (parts.py)."""
+
 FAILURE_POLICIES = ("strict", "resilient")
 
 
@@ -62,6 +65,7 @@ class RunConfig:
     stall_timeout: float | None
     request_timeout: float | None
     samples: int | None
+    resume: bool
     user_conf: str | None
     audit_config: str | None
     settings: Mapping[str, Number]
@@ -85,6 +89,11 @@ class RunConfig:
         """Whether these are all of the benchmark's own samples, which alone have targets; told by number where the
         benchmark's dataset does not ship with the harness."""
         return samples == self.row.samples and self.row.dataset in (None, self.dataset)
+
+    @property
+    def audit(self) -> Audit | None:
+        """The compliance test that this run is, if it is one."""
+        return which(Path(self.audit_config)) if self.audit_config is not None else None
 
     @property
     def stream(self) -> bool:
@@ -119,6 +128,7 @@ def resolve(
     stall_timeout: float | None = 300.0,
     request_timeout: float | None = None,
     samples: int | None = None,
+    resume: bool = False,
     user_conf: Path | None = None,
     audit_config: Path | None = None,
     target_qps: float | None = None,
@@ -136,6 +146,7 @@ def resolve(
     one_of(failure_policy, FAILURE_POLICIES, "failure policy")
     at_least_one(max_in_flight=max_in_flight, stream_interval=stream_interval, samples=samples)
     refuse_odd_batches(offline_batch, scenario, where.backend, max_in_flight)
+    refuse_odd_modes(mode, resume, output_dir, audit_config, samples)
     engine_arg = dict(engine_arg or {})
     source = dataset or row.dataset
     if source is None:
@@ -178,6 +189,7 @@ def resolve(
         stall_timeout=stall_timeout,
         request_timeout=request_timeout,
         samples=samples,
+        resume=resume,
         user_conf=str(conf_path) if conf_path else None,
         audit_config=str(audit_config) if audit_config else None,
         settings=resolve_settings(row, scenario, conf, options),
@@ -230,6 +242,20 @@ def refuse_odd_batches(size: int, scenario: str, backend: str, max_in_flight: in
         raise ConfigError("--offline-batch is for remote replicas in Offline: there, prompts may share a request.")
     if max_in_flight is not None and max_in_flight < size:
         raise ConfigError(f"--max-in-flight {max_in_flight} never lets a batch of --offline-batch {size} together.")
+
+
+def refuse_odd_modes(
+    mode: str, resume: bool, output_dir: Path | None, audit_config: Path | None, samples: int | None
+) -> None:
+    """Raises ConfigError for options that a mode cannot honour."""
+    if resume and mode != "accuracy":
+        raise ConfigError("--resume goes on with an accuracy test: a clock cannot be resumed (--mode accuracy).")
+    if resume and output_dir is None:
+        raise ConfigError("--resume needs --output-dir: the folder of the test that was interrupted.")
+    if audit_config is not None and mode != "performance":
+        raise ConfigError(f"--audit-config is for a run in performance mode, and --mode says {mode}.")
+    if samples is not None and mode == "submission":
+        raise ConfigError("--samples is for trials: a submission asks all samples of the benchmark.")
 
 
 def loadgen_name(scenario: str) -> str:

@@ -18,6 +18,7 @@ import mlperf_loadgen as lg
 import numpy as np
 
 from harness.config import RunConfig
+from harness.journal import Journal
 from harness.recorder import Recorder
 from sut.errors import SetupError
 from sut.query import NO_TOKENS, TOKEN_DTYPE, Outcome, Query, Tokens
@@ -77,8 +78,9 @@ class Bridge:
     shows the error.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, journal: Journal | None = None) -> None:
         self._recorder = recorder
+        self._journal = journal
         self._closed = False
         # LoadGen copies inside the call, so one cell serves all first tokens, and its address is looked up once.
         self._cell = np.zeros(1, TOKEN_DTYPE)
@@ -109,6 +111,8 @@ class Bridge:
         lg.QuerySamplesComplete(responses)
         if not self._closed:
             self._recorder.add(finished)
+            if self._journal is not None:
+                self._journal.add(finished)
 
     def close(self) -> None:
         """What LoadGen still issues after a test was stopped is answered, and recorded no more."""

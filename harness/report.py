@@ -6,29 +6,37 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from harness.journal import JOURNAL
 from harness.results import RunResult, finite
 
 _LATENCIES = (("ttft_s", "time to first token"), ("tpot_s", "time per output token"), ("latency_s", "latency"))
 
 
-def as_text(result: RunResult) -> str:
-    """The summary that a run prints."""
+def as_text(result: RunResult, ready: bool = True) -> str:
+    """The summary that a run prints; `ready` False leaves out whether it can go into a submission."""
     lines = [headline(result), *(f"  ✗ {reason}" for reason in result["invalid_reasons"])]
     answered = result["queries"] - result["failures"]["count"]
     lines += ["", *figures(result["metrics"], answered, result["duration_s"])]
     lines += accuracy_lines(result["accuracy"])
+    if compliance := result.content.get("compliance"):
+        lines += ["", *compliance_lines(compliance)]
     if len(result["replicas"]) > 1:
         lines += ["", *replica_lines(result["replicas"])]
     if result["retries"]:
         lines.append(f"  {result['retries']} queries were served again elsewhere after a failure")
     if result["client_limited"]:
         lines.append("  ! the harness itself was in the way (client_limited): give it a core, or fewer queries")
-    lines += ["", readiness(result), f"Files: {result.folder}/"]
+    if resumed := result.content.get("resumed"):
+        lines.append(f"  {resumed:,} answers were taken over from a test that was interrupted")
+    if (result.folder / JOURNAL).exists():
+        lines.append(f"  the answers so far are kept: go on with --resume --output-dir {result.folder}")
+    lines += ["", readiness(result)] if ready else []
+    lines.append(f"Files: {result.folder}/")
     return "\n".join(lines)
 
 
 def headline(result: RunResult) -> str:
-    what = f"{result['benchmark']} · {result['scenario']} · {result['mode']}"
+    what = f"{result['benchmark']} · {result['scenario']} · {result.content.get('audit') or result['mode']}"
     word = "VALID" if result["valid"] else "NOT VALID"
     if result["status"] != "complete":
         word += f" ({result['status']})"
@@ -67,6 +75,15 @@ def accuracy_lines(accuracy: Mapping[str, Any]) -> list[str]:
         ]
         lines.append(f"  {name:<20}{accuracy[name]:>10.4f}   {', '.join(bounds)}")
     return lines
+
+
+def compliance_lines(compliance: Mapping[str, Any]) -> list[str]:
+    verdict = {True: "passed", False: "FAILED", None: "not decided"}[compliance["passed"]]
+    words = {True: "yes", False: "NO", None: "not asked"}
+    checks = ", ".join(f"{name.replace('_', ' ')} {words[value]}" for name, value in compliance["checks"].items())
+    return [f"  {compliance['test']} {verdict}" + (f" ({checks})" if checks else "")] + [
+        f"    ✗ {reason}" for reason in compliance["why"]
+    ]
 
 
 def replica_lines(replicas: list[Mapping[str, Any]]) -> list[str]:

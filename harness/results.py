@@ -6,6 +6,7 @@ and atomically, so a directory without it never came to an end.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -35,8 +36,8 @@ RESULT = "result.json"
 
 _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
 
-# Engine arguments that change answers and stand in no other field.
-_SERVED = {"generation_config", "override_generation_config", "hf_overrides", "quantization", "logits_processors"}
+SERVED = {"generation_config", "override_generation_config", "hf_overrides", "quantization", "logits_processors"}
+"""Engine arguments that change answers and stand in no other field."""
 
 # Beyond these the harness itself is in the way.
 _LAG_SHARE = 0.05
@@ -104,12 +105,18 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 all good, 4 not valid, 5 accuracy below its target, 130 interrupted."""
+        """0 all good, 4 not valid, 5 accuracy or compliance not met, 3 not to be decided here, 130 interrupted."""
         if self["status"] == "interrupted":
             return 130
         if not self["valid"]:
             return 4
-        return 5 if self["accuracy"]["passed"] is False else 0
+        compliance = self.content.get("compliance") or {"passed": True}
+        accuracy = self["accuracy"]
+        if False in (accuracy["passed"], compliance["passed"]):
+            return 5
+        # There are targets only where the benchmark's own dataset was asked.
+        undecided = self.content.get("mode") == "accuracy" and accuracy["passed"] is None and accuracy.get("targets")
+        return 3 if undecided or compliance["passed"] is None else 0
 
     def save(self) -> None:
         """Write result.json, whole or not at all."""
@@ -202,7 +209,8 @@ def invalid_reasons(config: RunConfig, facts: Facts, log: Log, answered: Sequenc
 def _incomplete(config: RunConfig, log: Log, answered: Sequence[int] | None, total: int) -> list[str]:
     """What a test that came to its end still lacks: LoadGen's VALID, or exactly one answer to each sample."""
     if config.mode == "performance":
-        if log.verdict == "VALID":
+        # A compliance run is too short for LoadGen's early stopping: its own verifier says what it is worth.
+        if log.verdict == "VALID" or (config.audit is not None and log.verdict is not None):
             return []
         why = str(log.values.get("result_invalid_reason") or "").strip().replace("\n", " ")
         return [f"LoadGen says {log.verdict or 'nothing'}{': ' + why if why else ''}"]
@@ -224,6 +232,8 @@ def not_ready_reasons(
     total: int,
     stray_audit: bool,
     engines: Mapping[str, Mapping[str, Any]],
+    resumed: int = 0,
+    compliance: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Why this result cannot go into a submission; empty if it can."""
     row, reasons = config.row, []
@@ -242,19 +252,25 @@ def not_ready_reasons(
     model, scenario = config.loadgen_model, config.loadgen_scenario
     fixed = round_settings(model, scenario) | resolve_settings(row, config.scenario, {}, {})
     fixed = {key: value for key, value in fixed.items() if key != "target_qps"}
+    if config.audit is not None:
+        fixed |= config.audit.settings
     reasons += [f"the benchmark's {text}" for text in reported_differences(fixed, scenario, log.values)]
     if config.generation != row.generation or config.generation.temperature != 0:
         reasons.append("answers are not made as the benchmark asks")
     if config.engine_arg.get("enable_prefix_caching"):
         reasons.append("prefix caching is on")
     reasons += [
-        f"the engine argument {name} changes what is served" for name in sorted(_SERVED & set(config.engine_arg))
+        f"the engine argument {name} changes what is served" for name in sorted(SERVED & set(config.engine_arg))
     ]
     reasons += [f"{name} was set" for name in sorted(config.chosen - set(fixed) - {"target_qps"})]
     if not round_settings(model, scenario):
         reasons.append("the round's mlperf.conf is not there to compare with")
-    if config.audit_config:
-        reasons.append("an audit file changed LoadGen's settings")
+    if config.audit_config and config.audit is None:
+        reasons.append("an audit file that is no compliance test's changed LoadGen's settings")
+    if compliance is not None and compliance["passed"] is not True:
+        reasons.append(f"{compliance['test']} has not passed: {'; '.join(compliance['why'])}")
+    if resumed:
+        reasons.append(f"{resumed} answers were taken over from a test that was interrupted")
     if retries := sum(facts.retries.values()):
         reasons.append(f"{retries} queries were retried")
     if stray_audit:
@@ -386,6 +402,14 @@ def is_client_limited(cost: Mapping[str, float | None], figures: Mapping[str, An
 # -- the whole --------------------------------------------------------------------------------------------------------
 
 
+LOGS = ("mlperf_log_summary.txt", DETAIL, ACCURACY, "user.conf")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of LoadGen's logs and the settings it read: a submission holds them as they were written."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in LOGS if (folder / name).exists()}
+
+
 def conclude(
     config: RunConfig,
     facts: Facts,
@@ -397,6 +421,8 @@ def conclude(
     environment: Mapping[str, Any],
     stray_audit: bool,
     texts: Mapping[str, float] | None = None,
+    compliance: Mapping[str, Any] | None = None,
+    resumed: int = 0,
 ) -> RunResult:
     """Bring everything known about a test to one result."""
     log = read_detail(config.output_dir / DETAIL)
@@ -407,7 +433,9 @@ def conclude(
     cost = overhead(log, recorder, facts)
     limited = is_client_limited(cost, figures)
     engines = environment["engines"]
-    unready = not_ready_reasons(config, facts, log, not reasons, accuracy["passed"], total, stray_audit, engines)
+    unready = not_ready_reasons(
+        config, facts, log, not reasons, accuracy["passed"], total, stray_audit, engines, resumed, compliance
+    )
     if limited:
         unready.append("the harness itself was the limit (client_limited)")
     content = {
@@ -425,6 +453,9 @@ def conclude(
         "duration_s": facts.duration,
         "metrics": figures,
         "accuracy": accuracy,
+        "audit": config.audit.name if config.audit else None,
+        "compliance": compliance,
+        "resumed": resumed,
         "replicas": [vars(replica) for replica in facts.replicas],
         "failures": {
             "count": sum(facts.failures.values()),
@@ -441,5 +472,6 @@ def conclude(
         "loadgen": {"version": log.values.get("loadgen_version"), "verdict": log.verdict, "errors": len(log.errors)},
         "config": as_json(config),
         "environment": environment,
+        "files": digests(config.output_dir),
     }
     return RunResult(content, config.output_dir)

@@ -7,21 +7,24 @@ with open_sut(config, progress) as system:
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from harness import accuracy, environment, results
+from harness import accuracy, compliance, environment, results
 from harness.conf import conf_text
 from harness.config import RunConfig, as_json, fit_to_dataset
 from harness.dataset import Samples, Tokenizer, load, read_json
+from harness.journal import JOURNAL, Journal, recall
 from harness.progress import Progress
 from harness.recorder import Recorder
 from harness.results import Facts, RunResult
@@ -30,6 +33,7 @@ from sut.dispatch import Books, Replica
 from sut.errors import ConfigError, SetupError
 from sut.guard import Guard
 from sut.health import Deadlines
+from sut.query import Tokens
 from sut.sut import SUT
 from sut.work import Work
 
@@ -38,6 +42,9 @@ if TYPE_CHECKING:
 
 POLL = 0.1
 """Seconds between two looks at a running test."""
+
+SUBMISSION = "submission.json"
+"""What a run in submission mode came to (parts.py)."""
 
 GRACE = 1.0
 """Seconds that a stopped test gets to end by itself before it is left behind."""
@@ -55,6 +62,8 @@ class System:
     samples: Samples
     tokenizer: Tokenizer
     guard: Guard
+    known: Mapping[int, Tokens]
+    """Answers by sample index that an interrupted test has left (`--resume`)."""
 
 
 def check(config: RunConfig) -> tuple[RunConfig, Samples, Tokenizer]:
@@ -107,11 +116,12 @@ def open_sut(config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress
     try:
         progress.say(f"Starting {config.replicas} {config.backend} replica{'s' * (config.replicas > 1)} …")
         sut = make_sut(config, tokenizer)
+        known = take_up(config, samples) if config.resume else {}
         prepare_folder(config)
         sut.open()
         for line in describe_dialects([replica.backend.facts for replica in sut.replicas]):
             progress.say(line)
-        yield System(sut, samples, tokenizer, guard)
+        yield System(sut, samples, tokenizer, guard, known)
         if sut.aborted is None:
             progress.say("Stopping the replicas …")
             with suppress(KeyboardInterrupt):  # the results are saved, and what still runs is killed
@@ -152,7 +162,7 @@ def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
         ca_file=Path(config.ca_file) if config.ca_file else None,
         insecure=config.insecure,
         ready_timeout=config.ready_timeout,
-        tokens_now=config.mode == "accuracy",
+        tokens_now=config.mode != "performance",
         codec=tokenizer,
     )
     backends = make_backends(config.backend, plan)
@@ -171,23 +181,75 @@ def prepare_folder(config: RunConfig) -> None:
     folder = config.output_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any((folder / name).exists() for name in (results.RESULT, results.DETAIL, "samples.parquet")):
-            raise ConfigError(f"{folder} already holds a run: choose another --output-dir, nothing is overwritten.")
+        if config.resume:
+            set_aside(folder)
+        if any((folder / name).exists() for name in KEPT if not (config.resume and name == JOURNAL)):
+            hint = " (or go on with it: --resume)" if config.mode == "accuracy" and (folder / JOURNAL).exists() else ""
+            raise ConfigError(
+                f"{folder} already holds a run: choose another --output-dir{hint}, nothing is overwritten."
+            )
         conf = conf_text(config.loadgen_model, config.loadgen_scenario, config.settings)
         (folder / "user.conf").write_text(conf)
     except OSError as error:
         raise SetupError(f"cannot write to the output directory {folder}: {error.strerror}.") from error
 
 
-def run_test(config: RunConfig, system: System, progress: Progress) -> RunResult:
-    """Run one LoadGen test on a SUT that is up, and save its result; only waiting and scoring can be interrupted."""
+KEPT = (results.RESULT, results.DETAIL, "samples.parquet", JOURNAL, SUBMISSION)
+"""A folder with one of these holds a run."""
+
+
+def take_up(config: RunConfig, samples: Samples) -> dict[int, Tokens]:
+    """The answers of an interrupted test, whose journal then ends with its last whole record. Raises ConfigError or
+    SetupError if there is nothing to go on with."""
+    folder = config.output_dir
+    path = folder / JOURNAL
+    if not path.exists():
+        raise ConfigError(f"{folder} holds no {JOURNAL}: there is nothing to resume, run without --resume.")
+    answers, size = recall(path, journal_head(config, samples))
+    os.truncate(path, size)
+    return answers
+
+
+def journal_head(config: RunConfig, samples: Samples) -> dict[str, Any]:
+    """What a test must have in common with the one that it goes on with."""
+    return {
+        "benchmark": config.benchmark,
+        "model": config.model,
+        "served_model": config.served_model,
+        "dataset_sha256": samples.sha256,
+        "samples": len(samples),
+        "generation": asdict(config.generation),
+        "dtype": config.dtype,
+        "engine_arguments": {key: config.engine_arg[key] for key in sorted(results.SERVED & set(config.engine_arg))},
+    }
+
+
+def set_aside(folder: Path) -> None:
+    """Move what an interrupted test has written into a folder of its own: nothing is overwritten."""
+    old = next(path for number in count(1) if not (path := folder / f"interrupted-{number}").exists())
+    names = [*results.LOGS, results.RESULT, "samples.parquet", "accuracy.txt", "accuracy.json"]
+    for name in names:
+        if (folder / name).exists():
+            old.mkdir(exist_ok=True)
+            (folder / name).rename(old / name)
+
+
+def run_test(
+    config: RunConfig, system: System, progress: Progress, proven: Mapping[str, Any] | None = None
+) -> RunResult:
+    """Run one LoadGen test on a SUT that is up, and save its result; only waiting and scoring can be interrupted.
+
+    `proven` is the accuracy that another test on the same SUT has shown, for one that shows none by itself.
+    """
     # A stray audit.config is never picked up, but a submitter should know that it lies there.
     stray_audit = Path("audit.config").exists() and config.audit_config is None
     recorder = Recorder([replica.name for replica in system.sut.replicas])
+    journal = open_journal(config, system)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        facts = drive_loadgen(config, system, recorder, progress)
-        scores, answered = {"passed": None, "why": why_unscored(config, facts)}, None
+        facts = drive_loadgen(config, system, recorder, progress, journal)
+        scores: dict[str, Any] = dict(proven or {"passed": None, "why": why_unscored(config, facts)})
+        answered = None
         if config.mode == "accuracy" and facts.status == "complete":
             progress.say("Scoring the answers …")
             try:
@@ -207,11 +269,47 @@ def run_test(config: RunConfig, system: System, progress: Progress) -> RunResult
             environment=describe_environment(system),
             stray_audit=stray_audit,
             texts=compare_texts(recorder.texts, system.tokenizer),
+            compliance=verify_audit(config) if config.audit and facts.status == "complete" else None,
+            resumed=len(system.known),
         )
         result.save()
+        if journal is not None:
+            close_journal(journal, result, progress)
     finally:
         restore_signals(handlers)
     return result
+
+
+def open_journal(config: RunConfig, system: System) -> Journal | None:
+    """Accuracy tests keep their answers as they come. Raises SetupError if that is not possible."""
+    if config.mode != "accuracy":
+        return None
+    path = config.output_dir / JOURNAL
+    try:
+        return Journal(path, journal_head(config, system.samples))
+    except OSError as error:
+        raise SetupError(f"cannot write {path}: {error.strerror}.") from error
+
+
+def close_journal(journal: Journal, result: RunResult, progress: Progress) -> None:
+    """Keep the answers of a test that can be resumed; of one that is valid, LoadGen's log has them all."""
+    journal.close()
+    if journal.trouble is not None:
+        progress.say(f"The answers could not all be kept: {journal.trouble}.")
+    if result["valid"]:
+        journal.remove()
+
+
+def verify_audit(config: RunConfig) -> dict[str, Any]:
+    """The verdict on a compliance run that has come to its end, whose words go into the run's folder."""
+    assert config.audit is not None
+    try:
+        eos = compliance.eos_ids(find_model(config.model))
+        verdict = compliance.verify(config.audit.name, config.output_dir, config.scenario, eos)
+    except SetupError as error:
+        return {"test": config.audit.name, "passed": None, "checks": {}, "why": [str(error)]}
+    compliance.save(verdict, config.output_dir)
+    return verdict.as_json()
 
 
 def compare_texts(texts: Sequence[tuple[str, int]], tokenizer: Tokenizer) -> dict[str, float]:
@@ -236,7 +334,9 @@ def describe_environment(system: System) -> dict[str, Any]:
     return environment.describe() | {"dataset_sha256": system.samples.sha256, "engines": engines}
 
 
-def drive_loadgen(config: RunConfig, system: System, recorder: Recorder, progress: Progress) -> Facts:
+def drive_loadgen(
+    config: RunConfig, system: System, recorder: Recorder, progress: Progress, journal: Journal | None
+) -> Facts:
     """One StartTest from beginning to end, or to the moment it is stopped; leaves with signals ignored."""
     from harness import loadgen
 
@@ -245,7 +345,8 @@ def drive_loadgen(config: RunConfig, system: System, recorder: Recorder, progres
     override = config.settings.get("performance_sample_count_override", config.row.performance_samples)
     loaded = min(len(samples), int(override))
     sut.prepare(samples.prompts)
-    sut.begin(Work(samples.prompt, config.stream, config.generation.max_tokens, loadgen.Bridge(recorder)))
+    bridge = loadgen.Bridge(recorder, journal)
+    sut.begin(Work(samples.prompt, config.stream, config.generation.max_tokens, bridge, system.known))
     audit = Path(config.audit_config) if config.audit_config else None
     test = loadgen.Run(sut.issue, settings, len(samples), loaded, folder, audit)
     gc.collect()
@@ -321,6 +422,8 @@ def expected_queries(config: RunConfig, samples: int) -> int | None:
     """How many samples the test will issue, where that is known beforehand."""
     if config.mode == "accuracy":
         return samples
+    if config.audit is not None:
+        return config.audit.samples
     if config.scenario != "Offline":
         return None
     settings = config.settings

@@ -219,7 +219,19 @@ class SUT:
         except Exception as error:  # noqa: BLE001 - whatever it is, what was issued must be answered
             self._give_up(f"an error inside the harness: {type(error).__name__}: {error}.")
             queries = [Query(i, n, NO_TOKENS, stream, most, issued) for i, n in zip(ids, indices, strict=True)]
+        if work.known:
+            queries = self._recall(work, queries)
         self._route(queries)
+
+    def _recall(self, work: Work, queries: Sequence[Query]) -> list[Query]:
+        """Answer what is known, by no replica and in no attempt; the rest is to be served."""
+        for query in queries:
+            if (tokens := work.known.get(query.index)) is not None:
+                now = self._moved = perf_counter()
+                if query.stream:
+                    work.responder.first(query, tokens[:1])
+                self._end(query, Outcome(tokens, "stop", attempts=0, first_token=now, last_byte=now))
+        return [query for query in queries if query.index not in work.known]
 
     def _route(self, queries: Iterable[Query]) -> None:
         """Hand each query to the replica that the policy picks; what finds none stays in the common queue."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -27,6 +27,7 @@ class Responder(Protocol):
 @dataclass(slots=True)
 class Work:
     """What one test asks of the SUT: the prompts by sample index, how to answer, and who hears of it; then its books.
+    `known` are answers by sample index that an earlier part of the same test has brought, and that nobody is asked for.
 
     `began` and `ended` are the first callback and the end of the last answer, `cpu_*` the CPU time of the loop then.
     `failures` and `retries` count by kind, `failed_on` the failures for good by replica. `loop_lags` are how late a
@@ -38,6 +39,7 @@ class Work:
     stream: bool
     max_tokens: int
     responder: Responder
+    known: Mapping[int, Tokens] = field(default_factory=dict)
     began: float = 0.0
     ended: float = 0.0
     cpu_began: float = 0.0

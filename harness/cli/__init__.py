@@ -16,6 +16,7 @@ from typing import NoReturn
 import click
 
 from harness import __version__
+from harness.cli.compliance import compliance
 from harness.cli.run import run
 
 USAGE, SETUP, INTERRUPTED = 2, 3, 130
@@ -43,7 +44,8 @@ def cli() -> None:
     """
 
 
-cli.add_command(run)
+for command in (run, compliance):
+    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

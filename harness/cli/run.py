@@ -55,7 +55,8 @@ COUNT = click.IntRange(min=1)
 
 _OPTIONS = [
     click.option("--scenario", required=True, help="Offline, Server, SingleStream, MultiStream or Interactive."),
-    click.option("--mode", default="performance", show_default=True, help="performance or accuracy."),
+    click.option("--mode", default="performance", show_default=True,
+                 help="performance, accuracy, or submission: both and the compliance tests."),
     click.option("--benchmark", default="demo", show_default=True, help="Whose rules hold; any other name lists them."),
     click.option("--model", help="Folder or hub id; the tokenizer comes from it.  [default: the benchmark's]"),
     click.option("--dataset", help="JSONL of raw OpenOrca rows (id, system_prompt, question, response).  "
@@ -88,6 +89,7 @@ _OPTIONS = [
     click.option("--min-duration", type=click.FloatRange(min=0), help="Seconds that the test lasts at least."),
     click.option("--min-queries", type=COUNT, help="Queries that the test has at least (Offline: samples)."),
     click.option("--samples", type=COUNT, help="Load only the first N of the dataset."),
+    click.option("--resume", is_flag=True, help="Go on with the interrupted accuracy test in --output-dir."),
     click.option("--first-token-timeout", type=SECONDS, help="Seconds until a query without a first token has failed."),
     click.option("--stall-timeout", type=SECONDS, default=300.0, show_default=True,
                  help="Seconds without any progress until a test is aborted; with --stream-interval also per answer."),
@@ -139,12 +141,32 @@ def run_and_report(config: Any, samples: Any, tokenizer: Any, as_json: bool, qui
     from harness.progress import Progress
     from harness.run import open_sut, run_test
 
+    if config.mode == "submission":
+        return run_parts_and_report(config, samples, tokenizer, as_json, quiet)
     with Progress(quiet) as progress, open_sut(config, samples, tokenizer, progress) as system:
         result = run_test(config, system, progress)
-    verdict, rest = report.as_text(result).split("\n", 1)
-    if sys.stdout.isatty():
-        verdict = click.style(verdict, fg="green" if result["valid"] else "red", bold=True)
-    text = f"{verdict}\n{rest}" + (f"\n{report.as_json_line(result)}" if as_json else "")
-    with suppress(BrokenPipeError):  # whoever read stdout has gone; the result is on disk and the verdict stands
-        print(text, flush=True)
+    say(report.as_text(result), result["valid"], report.as_json_line(result) if as_json else None)
     return result.exit_code
+
+
+def run_parts_and_report(config: Any, samples: Any, tokenizer: Any, as_json: bool, quiet: bool) -> int:
+    from harness import parts
+    from harness.progress import Progress
+    from harness.run import open_sut
+
+    planned = parts.plan(config)
+    with Progress(quiet) as progress, open_sut(config, samples, tokenizer, progress) as system:
+        results = parts.run_parts(config, system, progress)
+    code = parts.exit_code(results)
+    line = json.dumps({"exit_code": code, **parts.summary(config, planned, results)}) if as_json else None
+    say(parts.as_text(config, planned, results), code == 0, line)
+    return code
+
+
+def say(text: str, good: bool, line: str | None) -> None:
+    """Print a verdict, its first line in colour on a terminal, and the result as one last line of JSON."""
+    verdict, rest = text.split("\n", 1)
+    if sys.stdout.isatty():
+        verdict = click.style(verdict, fg="green" if good else "red", bold=True)
+    with suppress(BrokenPipeError):  # whoever read stdout has gone; the result is on disk and the verdict stands
+        print("\n".join([verdict, rest] + ([line] if line else [])), flush=True)

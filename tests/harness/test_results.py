@@ -344,6 +344,22 @@ def test_exit_codes(status: str, valid: bool, passed: bool | None, code: int) ->
     assert RunResult(content, Path()).exit_code == code
 
 
+@pytest.mark.parametrize(
+    ("mode", "accuracy", "compliance", "code"),
+    [
+        ("accuracy", {"passed": None, "targets": {"rougeLsum": {}}}, None, 3),  # a target that cannot be decided here
+        ("accuracy", {"passed": None, "targets": {}}, None, 0),  # no target for this dataset
+        ("performance", {"passed": None}, {"passed": True}, 0),
+        ("performance", {"passed": None}, {"passed": False}, 5),
+        ("performance", {"passed": None}, {"passed": None}, 3),
+        ("performance", {"passed": False}, {"passed": None}, 5),  # below target wins over undecided
+    ],
+)
+def test_exit_codes_of_verdicts(mode: str, accuracy: Any, compliance: Any, code: int) -> None:
+    content = {"status": "complete", "valid": True, "mode": mode, "accuracy": accuracy, "compliance": compliance}
+    assert RunResult(content, Path()).exit_code == code
+
+
 def test_a_result_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         RunResult({"format_version": 1, "lag": object()}, tmp_path).save()

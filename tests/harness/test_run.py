@@ -180,6 +180,8 @@ def test_an_audit_config_that_is_asked_for_is_used(tmp_path: Path, harness: Run)
     run = harness("--scenario", "Offline", "--backend", "echo", "--samples", "64", "--audit-config", str(audit))
     assert run.code == 0, run.err
     assert run.logged["effective_accuracy_log_rng_seed"] == 5
+    told = "an audit file that is no compliance test's changed LoadGen's settings"
+    assert (run.result["audit"], run.result["compliance"]) == (None, None) and told in run.result["not_ready_reasons"]
     assert len(json.loads((run.folder / "mlperf_log_accuracy.json").read_text())) == 64
 
 
@@ -386,7 +388,8 @@ def test_the_audit_file_of_test06_changes_settings_and_nothing_else(tmp_path: Pa
     audit.write_text("".join(f"*.*.{key} = {value}\n" for key, value in lines.items()))
     run = many({"audit": ["--scenario", "Offline", "--audit-config", str(audit)]})["audit"]
     assert (run.code, run.result["valid"], run.result["queries"]) == (0, True, 100), run.out
-    assert "an audit file changed LoadGen's settings" in run.result["not_ready_reasons"]
+    assert run.result["audit"] == "TEST06" and run.result["compliance"]["passed"] is True
+    assert not any("audit" in reason for reason in run.result["not_ready_reasons"])
 
 
 def test_nobody_reading_stderr_costs_nothing(tmp_path: Path) -> None:
@@ -409,3 +412,73 @@ def test_how_remote_replicas_are_spoken_to_is_said_once_for_each_way() -> None:
         "2 replicas found: vllm (/v1/completions; token ids in, token ids out)",
         "1 replica found: openai (/v1/completions; text in, text out)",
     ]
+
+
+# -- going on with an accuracy test -----------------------------------------------------------------------------------
+
+SLOWLY = ("--scenario", "Server", "--mode", "accuracy", "--samples", "400", "--target-qps", "100", "--backend", "echo")
+
+
+def answers_in(folder: Path) -> dict[int, tuple[str, int]]:
+    log = json.loads((folder / "mlperf_log_accuracy.json").read_text())
+    assert len({entry["qsl_idx"] for entry in log}) == len(log)
+    return {entry["qsl_idx"]: (entry["data"], entry["token_count"]) for entry in log}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_accuracy_test_goes_on_where_it_was(
+    tmp_path: Path, harness: Run, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "harness", *SLOWLY, "--output-dir", str(out), "--quiet"]
+    stopped = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 30
+    while not (out / "answers.journal").exists() or (out / "answers.journal").stat().st_size < 20_000:
+        assert time.monotonic() < end and stopped.poll() is None
+        time.sleep(0.05)
+    stopped.send_signal(number)
+    assert stopped.wait(30) == (130 if number == signal.SIGINT else -9)
+    assert harness(*SLOWLY).code == 2, "without --resume nothing is overwritten"
+
+    run = harness(*SLOWLY, "--resume")
+    assert run.code == 0, run.err
+    assert run.result["valid"] and not run.result["submission_ready"] and run.error_lines == []
+    resumed = run.result["resumed"]
+    assert 100 <= resumed < 400
+    assert run.result["replicas"][0]["queries"] == 400 - resumed, "nobody is asked twice"
+    assert f"{resumed} answers were taken over from a test that was interrupted" in run.result["not_ready_reasons"]
+    assert (out / "interrupted-1" / "mlperf_log_detail.txt").exists() and not (out / "answers.journal").exists()
+    harness(*SLOWLY, "--output-dir", str(tmp_path / "whole"))
+    assert answers_in(out) == answers_in(tmp_path / "whole")
+    assert harness(*SLOWLY, "--resume").code == 2, "there is nothing to go on with"
+
+
+def test_a_failed_query_is_asked_again_on_going_on(tmp_path: Path, harness: Run) -> None:
+    """A test that came to its end with failures keeps its answers too."""
+    words = ("--scenario", "Offline", "--mode", "accuracy", "--samples", "64", "--backend", "echo")
+    assert harness(*words, "--engine-arg", "fault=error", "--engine-arg", "fault_every=8").code == 4
+    run = harness(*words, "--resume")
+    assert run.code == 0, run.err
+    assert (run.result["resumed"], run.result["replicas"][0]["queries"]) == (56, 8)
+
+
+def test_answers_of_another_model_are_not_taken_over(tmp_path: Path, harness: Run) -> None:
+    words = ("--scenario", "Offline", "--mode", "accuracy", "--backend", "echo")
+    assert harness(*words, "--samples", "64", "--engine-arg", "fault=error").code == 4
+    kept = (tmp_path / "out" / "answers.journal").read_bytes()
+    run = harness(*words, "--samples", "32", "--resume")
+    assert run.code == 2 and "another samples (64, now 32)" in run.err
+    assert (tmp_path / "out" / "answers.journal").read_bytes() == kept
+    assert (tmp_path / "out" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--resume", "--mode", "performance"], "a clock cannot be resumed"),
+        (["--resume", "--mode", "submission"], "a clock cannot be resumed"),
+    ],
+)
+def test_a_clock_cannot_be_resumed(options: list[str], says: str, harness: Run) -> None:
+    run = harness("--scenario", "Offline", "--backend", "echo", *options)
+    assert run.code == 2 and says in run.err

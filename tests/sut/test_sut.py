@@ -251,6 +251,22 @@ def test_the_books_add_up():
     assert it.work.first_failure == "sample 70 on replica a: a scripted fault", "a's fourth query, the seventh of all"
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_known_is_answered_and_nobody_is_asked(stream):
+    with bench(echo(tpot=0.001), stream=stream) as it:
+        it.work.known = {10 * key: prompt(key) for key in (1, 2, 5)}
+        responder = it.serve(6)
+        counts = it.sut.counts()
+    assert {key for key, outcome in responder.outcomes.items() if outcome.attempts == 0} == {1, 2, 5}
+    for key in (1, 2, 5):
+        assert responder.outcomes[key].tokens.tolist() == prompt(key).tolist()
+        assert responder.outcomes[key].replica == "" and responder.outcomes[key].failure is None
+    firsts = [key for what, key in responder.heard if what == "first"]
+    assert sorted(firsts) == ([1, 2, 3, 4, 5, 6] if stream else [])
+    assert it.sut.replicas[0].books.queries == 3
+    assert (counts.issued, counts.completed) == (6, 6)
+
+
 def test_one_sut_serves_one_test_after_the_other():
     with bench(echo(tpot=0.001)) as it:
         first = it.serve(5)

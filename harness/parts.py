@@ -1,0 +1,118 @@
+"""The parts of a submission for one benchmark in one scenario: accuracy, performance and the compliance tests, one
+after the other on one start of the engines, each a complete run in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness import report
+from harness.audits import AUDITS
+from harness.config import RunConfig
+from harness.progress import Progress
+from harness.results import RunResult
+from harness.run import SUBMISSION, System, prepare_folder, run_test
+from sut.errors import ConfigError
+
+# Format of submission.json.
+#   1   the first
+FORMAT_VERSION = 1
+
+AUDIT_FILE = "audit.config"
+"""In a compliance run's folder; never in the working directory, where LoadGen would find it by itself."""
+
+
+def plan(config: RunConfig) -> dict[str, RunConfig]:
+    """The parts by name, in the order in which they run: what can fail soonest comes first.
+
+    Raises ConfigError where they cannot share a start: TEST07 asks a dataset of its own.
+    """
+    row = config.row
+    if "TEST07" in row.audits:
+        raise ConfigError(
+            f"{row.name} asks other samples in accuracy mode and in TEST07 than in performance mode: run accuracy, "
+            "performance, `compliance run TEST07` and `compliance run TEST09` one by one, each with its --dataset."
+        )
+    parts = {"accuracy": part_of(config, "accuracy"), "performance": part_of(config, "performance")}
+    for name in row.audits:
+        part = part_of(config, "performance", name)
+        parts[name] = replace(part, audit_config=str(part.output_dir / AUDIT_FILE))
+    return parts
+
+
+def part_of(config: RunConfig, mode: str, name: str | None = None) -> RunConfig:
+    return replace(config, mode=mode, output_dir=config.output_dir / (name or mode))
+
+
+def write_audit(name: str, folder: Path) -> Path:
+    """Write a compliance test's file, which LoadGen reads over the run's settings. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / AUDIT_FILE
+    path.write_text(AUDITS[name].text())
+    return path
+
+
+def run_parts(config: RunConfig, system: System, progress: Progress) -> dict[str, RunResult]:
+    """Run all parts, up to the first that does not come to its end, and write submission.json."""
+    results: dict[str, RunResult] = {}
+    parts = plan(config)
+    for number, (name, part) in enumerate(parts.items(), 1):
+        progress.say(f"Part {number} of {len(parts)}: {name} …")
+        if part.audit_config is not None:
+            write_audit(name, part.output_dir)
+        prepare_folder(part)
+        results[name] = run_test(part, system, progress, proven=proven_by(results))
+        if results[name]["status"] != "complete":
+            break
+    draft = config.output_dir / f"{SUBMISSION}.part"
+    draft.write_text(json.dumps(summary(config, parts, results), indent=1) + "\n")
+    draft.replace(config.output_dir / SUBMISSION)
+    return results
+
+
+def proven_by(results: Mapping[str, RunResult]) -> dict[str, Any] | None:
+    """The accuracy that an earlier part has shown, if it was valid."""
+    shown = results.get("accuracy")
+    if shown is None or not shown["valid"]:
+        return None
+    return {"passed": shown["accuracy"]["passed"], "why": "shown by the accuracy run of the same start"}
+
+
+def why_not_ready(parts: Mapping[str, RunConfig], results: Mapping[str, RunResult]) -> list[str]:
+    """What keeps these runs out of a submission; empty if nothing does."""
+    reasons = [f"{name} was not run to its end" for name in parts if name not in results]
+    for name, result in results.items():
+        reasons += [f"{name}: {reason}" for reason in result["not_ready_reasons"]]
+    return reasons
+
+
+def summary(config: RunConfig, parts: Mapping[str, RunConfig], results: Mapping[str, RunResult]) -> dict[str, Any]:
+    """What submission.json holds; `runs` are the parts that were run, by name, with their folders."""
+    reasons = why_not_ready(parts, results)
+    return {
+        "format_version": FORMAT_VERSION,
+        "benchmark": config.benchmark,
+        "scenario": config.scenario,
+        "submission_ready": not reasons,
+        "not_ready_reasons": reasons,
+        "runs": {name: name for name in results},
+    }
+
+
+def exit_code(results: Mapping[str, RunResult]) -> int:
+    """The gravest of the parts': interrupted, then not valid, then below target, then undecided."""
+    codes = {result.exit_code for result in results.values()}
+    return next((code for code in (130, 4, 5, 3) if code in codes), 0)
+
+
+def as_text(config: RunConfig, parts: Mapping[str, RunConfig], results: Mapping[str, RunResult]) -> str:
+    """The summary of all parts, and what keeps them out of a submission."""
+    texts = [report.as_text(result, ready=False) for result in results.values()]
+    reasons = why_not_ready(parts, results)
+    last = "Ready for a submission: pack it with `submission pack`."
+    if reasons:
+        last = "\n".join(["Not for a submission:", *(f"  - {reason}" for reason in reasons)])
+    return "\n\n".join([*texts, f"{last}\nFiles: {config.output_dir}/"])

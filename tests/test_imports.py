@@ -44,10 +44,12 @@ ORDER = [
     "harness.answers",
     "harness.rouge",
     "harness.accuracy",
+    "harness.drift",
     "harness.progress",
     "harness.run",
     "harness.report",
     "harness.cli.run",
+    "harness.cli.accuracy",
     "harness.cli",
     "harness.__main__",
 ]

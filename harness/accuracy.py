@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +33,8 @@ CONFIDENCE = 0.95
 _FEW = 30
 """Below so many samples the normal approximation of an interval is worth little, and nothing is decided."""
 
-_BATCH = 1024
-"""Answers decoded at once: a tokenizer takes lists of Python ints, which are ten times as big as the ids."""
+_BATCH = 500_000
+"""Tokens decoded at once: a tokenizer takes lists of Python ints, which are ten times as big as the ids."""
 
 _SENTENCES = ("rougeLsum", "gen_len")
 """What the reference computes from texts split into sentences by NLTK's punkt."""
@@ -169,11 +169,19 @@ def score(
 
 def decode(answers: Sequence[Tokens], tokenizer: Tokenizer) -> list[str]:
     """The texts of answers, without special tokens and surrounding space."""
-    texts: list[str] = []
-    for start in range(0, len(answers), _BATCH):
-        batch = [ids.tolist() for ids in answers[start : start + _BATCH]]
-        texts += [text.strip() for text in tokenizer.decode(batch)]
-    return texts
+    return [text.strip() for batch in batches(answers) for text in tokenizer.decode(batch)]
+
+
+def batches(answers: Sequence[Tokens]) -> Iterator[list[list[int]]]:
+    batch: list[list[int]] = []
+    tokens = 0
+    for ids in answers:
+        batch.append(ids.tolist())
+        tokens += len(ids)
+        if tokens >= _BATCH:
+            yield batch
+            batch, tokens = [], 0
+    yield batch
 
 
 def split(text: str) -> str:
@@ -261,7 +269,8 @@ def evaluate(log: AccuracyLog, samples: Samples, tokenizer: Tokenizer, row: Benc
     missing = len(samples) - len(log.answers)
     if missing or scope.why_not is not None:
         targets, passed = {}, None
-        why = f"{missing} of {len(samples)} samples have no answer" if missing else scope.why_not
+        reason = f"{missing} of {len(samples)} samples have no answer" if missing else scope.why_not
+        why: str | None = "; ".join(filter(None, [reason, row.ungraded]))
     else:
         passed, why = decide(scored.scores, targets, row.ungraded)
     return Accuracy(

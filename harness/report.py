@@ -64,7 +64,7 @@ def accuracy_lines(accuracy: Mapping[str, Any]) -> list[str]:
     for name in (name for name in accuracy if name.startswith("rouge") or name in ("gen_len", "tokens_per_sample")):
         target = accuracy["targets"].get(name, {})
         wanted = ", ".join(f"{word} {target[key]:.4f}" for key, word in _BOUNDS if target.get(key))
-        lines.append(f"  {name:<20}{figure(accuracy[name]):>10}   {wanted:<36}{_met(accuracy[name], target)}".rstrip())
+        lines.append(f"  {name:<20}{figure(accuracy[name]):>10}   {wanted:<44}{_met(accuracy[name], target)}".rstrip())
     return lines + quick_lines(accuracy.get("quick")) + [f"  note: {note}" for note in accuracy.get("notes", ())]
 
 

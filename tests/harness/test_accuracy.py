@@ -175,8 +175,10 @@ def test_an_empty_answer_scores_nothing() -> None:
 
 def test_batches_are_decoded_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"the cat sat {number} times" for number in range(7)]
-    monkeypatch.setattr(accuracy, "_BATCH", 3)
-    assert accuracy.decode([as_tokens(ids) for ids in answers(*texts)], TOKENIZER) == texts
+    ids = [as_tokens(ids) for ids in answers(*texts)]
+    monkeypatch.setattr(accuracy, "_BATCH", len(ids[0]) + 1)
+    assert [len(batch) for batch in accuracy.batches(ids)] == [2, 2, 2, 1]
+    assert accuracy.decode(ids, TOKENIZER) == texts
 
 
 def test_without_graders_only_the_length_is_scored() -> None:
@@ -316,6 +318,8 @@ def test_a_benchmark_without_a_grader_here_is_not_decided_and_says_what_to_run()
     assert verdict.why.startswith("exact_match needs MLCommons' graders")
     assert "language/deepseek-r1/eval_accuracy.py" in verdict.why
     assert "rouge1" not in verdict.scores
+    part = accuracy.evaluate(log_of("a", "b"), samples("a", "b"), TOKENIZER, ungraded, Scope("a part", first=True))
+    assert part.why == f"a part; {ungraded.ungraded}"
 
 
 def test_answers_that_begin_with_bos_are_noted() -> None:

@@ -97,8 +97,8 @@ demo · Server · accuracy: NOT VALID (aborted)
   0.00 samples/s   0.0 tokens/s   (1,021 answered in 51.2 s; figures by harness)
 
   accuracy FAILED: rouge1 is 39.5, below 40
-  rouge1                 39.5000   at least 40.0000                    missed
-  tokens_per_sample      30.0000   at least 27.0000, at most 33.0000   met
+  rouge1                 39.5000   at least 40.0000                            missed
+  tokens_per_sample      30.0000   at least 27.0000, at most 33.0000           met
 
   replica         queries     tokens  failures    busy  idle at end
   echo-0              512     16,384         0     98%       0.25 s

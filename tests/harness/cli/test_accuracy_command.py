@@ -108,8 +108,8 @@ PASSED = """\
 demo · {log}: 8 of 8 samples, int32 ids
 
   accuracy passed
-  rouge1                100.0000   at least 90.0000                    met
-  tokens_per_sample      {length}   at least 5.0000, at most 50.0000    met
+  rouge1                100.0000   at least 90.0000                            met
+  tokens_per_sample      {length}   at least 5.0000, at most 50.0000            met
 
   worst samples
   0 (q.0): rouge1 100.00, {tokens} tokens

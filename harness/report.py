@@ -64,16 +64,48 @@ def readable(seconds: float | None) -> str:
 
 
 def accuracy_lines(accuracy: Mapping[str, Any]) -> list[str]:
-    if "rouge1" not in accuracy:
+    """The verdict, then a line per score with its target and whether it is met."""
+    if "samples" not in accuracy:
         return []
     verdict = {True: "passed", False: "FAILED", None: "not decided"}[accuracy["passed"]]
     lines = ["", f"  accuracy {verdict}" + (f": {accuracy['why']}" if accuracy["why"] else "")]
-    for name in (name for name in accuracy if name.startswith("rouge") or name == "tokens_per_sample"):
+    for name in (name for name in accuracy if name.startswith("rouge") or name in ("gen_len", "tokens_per_sample")):
         target = accuracy["targets"].get(name, {})
-        bounds = [
-            f"{word} {target[key]:.4f}" for key, word in (("low", "at least"), ("high", "at most")) if target.get(key)
+        wanted = ", ".join(f"{word} {target[key]:.4f}" for key, word in _BOUNDS if target.get(key))
+        lines.append(f"  {name:<20}{figure(accuracy[name]):>10}   {wanted:<44}{_met(accuracy[name], target)}".rstrip())
+    return lines + quick_lines(accuracy.get("quick")) + [f"  note: {note}" for note in accuracy.get("notes", ())]
+
+
+_BOUNDS = (("low", "at least"), ("high", "at most"))
+
+
+def figure(value: float) -> str:
+    """A score; gen_len alone is a whole number, of characters."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _met(value: float, target: Mapping[str, float | None]) -> str:
+    low, high = target.get("low"), target.get("high")
+    if low is None and high is None:
+        return ""
+    return "missed" if (low is not None and value < low) or (high is not None and value > high) else "met"
+
+
+def quick_lines(quick: Mapping[str, Any] | None) -> list[str]:
+    """What the first samples let expect of all of them."""
+    if quick is None:
+        return []
+    lines = [f"  if the other {quick['of'] - quick['samples']:,} samples were like these ({quick['method']}, 95 %):"]
+    for name, look in quick["scores"].items():
+        low, high = look["interval"]
+        sides = [
+            f"{look['verdict'][key]} {look['target'][key]:.4f}"
+            if look["verdict"][key] != "undecided"
+            else f"undecided against {look['target'][key]:.4f}"
+            for key, _ in _BOUNDS
+            if key in look["verdict"]
         ]
-        lines.append(f"  {name:<20}{accuracy[name]:>10.4f}   {', '.join(bounds)}")
+        lines.append(f"  {name:<20}{look['estimate']:>10.4f}   {low:.4f} to {high:.4f}: {', '.join(sides)}")
     return lines
 
 

@@ -435,21 +435,16 @@ def expected_queries(config: RunConfig, samples: int) -> int | None:
 
 def score(config: RunConfig, system: System) -> tuple[dict[str, Any], list[int]]:
     """Accuracy and the indices answered, from the log that LoadGen has just written; one in disorder scores nothing."""
+    log = None
     try:
         log = accuracy.read_log(config.output_dir / results.ACCURACY)
-        why_not = why_no_target(config, len(system.samples))
-        verdict = accuracy.evaluate(log, system.samples, system.tokenizer, config.row.targets, why_not)
+        scope = accuracy.find_scope(config.row, config.dataset, config.samples, len(system.samples))
+        verdict = accuracy.evaluate(log, system.samples, system.tokenizer, config.row, scope)
     except SetupError as error:
-        return {"passed": None, "why": str(error)}, []
+        unmet = accuracy.bounds(config.row.targets)
+        return {"passed": None, "why": str(error), "targets": unmet}, log.indices if log else []
     accuracy.save(verdict, config.output_dir)
     return verdict.as_json(), log.indices
-
-
-def why_no_target(config: RunConfig, samples: int) -> str | None:
-    """Why the benchmark's targets say nothing about this run, or None if they hold."""
-    if config.has_own_dataset(samples):
-        return None
-    return f"there is no target for this dataset, only for the benchmark's own {config.row.samples} samples"
 
 
 def why_unscored(config: RunConfig, facts: Facts) -> str:

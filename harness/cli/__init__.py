@@ -16,6 +16,7 @@ from typing import NoReturn
 import click
 
 from harness import __version__
+from harness.cli.accuracy import accuracy
 from harness.cli.compliance import compliance
 from harness.cli.run import run
 
@@ -44,7 +45,7 @@ def cli() -> None:
     """
 
 
-for command in (run, compliance):
+for command in (run, accuracy, compliance):
     cli.add_command(command)
 
 

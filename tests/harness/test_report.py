@@ -97,8 +97,8 @@ demo · Server · accuracy: NOT VALID (aborted)
   0.00 samples/s   0.0 tokens/s   (1,021 answered in 51.2 s; figures by harness)
 
   accuracy FAILED: rouge1 is 39.5, below 40
-  rouge1                 39.5000   at least 40.0000
-  tokens_per_sample      30.0000   at least 27.0000, at most 33.0000
+  rouge1                 39.5000   at least 40.0000                            missed
+  tokens_per_sample      30.0000   at least 27.0000, at most 33.0000           met
 
   replica         queries     tokens  failures    busy  idle at end
   echo-0              512     16,384         0     98%       0.25 s
@@ -116,6 +116,56 @@ def test_a_good_result() -> None:
 
 def test_a_failed_result_shows_its_reasons_first() -> None:
     assert report.as_text(RunResult(FAILED, Path("results/one"))) == FAILED_TEXT
+
+
+QUICK = {
+    "rouge1": 44.0,
+    "gen_len": 8_167_644,
+    "tokens_per_sample": 300.0,
+    "samples": 200,
+    "targets": {},
+    "passed": None,
+    "why": "a smoke test",
+    "notes": ["2 answers repeat a sample"],
+    "quick": {
+        "samples": 200,
+        "of": 24_576,
+        "method": "normal approximation on per-sample scores",
+        "scores": {
+            "rouge1": {
+                "estimate": 44.0,
+                "interval": [42.0, 46.0],
+                "target": {"low": 44.3868, "high": None},
+                "verdict": {"low": "undecided"},
+            },
+            "tokens_per_sample": {
+                "estimate": 300.0,
+                "interval": [290.0, 310.0],
+                "target": {"low": 265.005, "high": 323.895},
+                "verdict": {"low": "above", "high": "below"},
+            },
+        },
+    },
+}
+
+QUICK_TEXT = """\
+
+  accuracy not decided: a smoke test
+  rouge1                 44.0000
+  gen_len              8,167,644
+  tokens_per_sample     300.0000
+  if the other 24,376 samples were like these (normal approximation on per-sample scores, 95 %):
+  rouge1                 44.0000   42.0000 to 46.0000: undecided against 44.3868
+  tokens_per_sample     300.0000   290.0000 to 310.0000: above 265.0050, below 323.8950
+  note: 2 answers repeat a sample"""
+
+
+def test_the_first_samples_of_a_dataset_are_told_as_what_they_let_expect() -> None:
+    assert "\n".join(report.accuracy_lines(QUICK)) == QUICK_TEXT
+
+
+def test_what_was_not_scored_has_no_table() -> None:
+    assert report.accuracy_lines({"passed": None, "why": "accuracy is scored in accuracy mode"}) == []
 
 
 def test_one_line_of_json_is_the_whole_result() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from harness.config import resolve
-from harness.run import describe_dialects, expected_queries, why_no_target
+from harness.run import describe_dialects, expected_queries
 from sut.backends.echo import FAULTS
 
 Run = Any
@@ -332,21 +332,6 @@ def test_how_many_queries_a_performance_test_will_issue(
 
 def test_an_accuracy_test_issues_each_sample_once() -> None:
     assert expected_queries(resolve(scenario="Server", backend="echo", mode="accuracy"), 64) == 64
-
-
-@pytest.mark.parametrize(
-    ("options", "samples", "decided"),
-    [
-        ({}, 1024, True),
-        ({}, 64, False),
-        ({"dataset": "/mine.jsonl"}, 1024, False),
-    ],
-)
-def test_targets_hold_for_the_benchmarks_own_samples_alone(
-    options: dict[str, Any], samples: int, decided: bool
-) -> None:
-    why = why_no_target(resolve(scenario="Offline", backend="echo", **options), samples)
-    assert (why is None) == decided
 
 
 # -- what must not cost a result ---------------------------------------------------------------------------------------

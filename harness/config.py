@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import benchmarks
-from harness.audits import Audit, which
+from harness.audits import AUDITS, Audit, which
 from harness.benchmarks import SCENARIOS, Benchmark, Number
 from harness.conf import INTEGER_KEYS, REAL_KEYS, Conf, default_file, lookup, read_conf
 from sut.backends import BACKENDS, Generation
@@ -64,6 +64,7 @@ class RunConfig:
     first_token_timeout: float | None
     stall_timeout: float | None
     request_timeout: float | None
+    audit_dataset: str | None
     samples: int | None
     resume: bool
     user_conf: str | None
@@ -88,7 +89,12 @@ class RunConfig:
     def has_own_dataset(self, samples: int) -> bool:
         """Whether these are all of the benchmark's own samples, which alone have targets; told by number where the
         benchmark's dataset does not ship with the harness."""
-        return samples == self.row.samples_in(self.mode) and self.row.dataset in (None, self.dataset)
+        return samples == self.own_samples and self.row.dataset in (None, self.dataset)
+
+    @property
+    def own_samples(self) -> int:
+        """How many samples the benchmark has for a run of this kind: a compliance test may have its own."""
+        return self.audit.samples if self.audit and self.audit.distinct else self.row.samples_in(self.mode)
 
     @property
     def audit(self) -> Audit | None:
@@ -127,6 +133,7 @@ def resolve(
     first_token_timeout: float | None = None,
     stall_timeout: float | None = 300.0,
     request_timeout: float | None = None,
+    audit_dataset: str | None = None,
     samples: int | None = None,
     resume: bool = False,
     user_conf: Path | None = None,
@@ -147,6 +154,7 @@ def resolve(
     at_least_one(max_in_flight=max_in_flight, stream_interval=stream_interval, samples=samples)
     refuse_odd_batches(offline_batch, scenario, where.backend, max_in_flight)
     refuse_odd_modes(mode, resume, output_dir, audit_config, samples)
+    refuse_odd_audits(row, mode, audit_dataset)
     engine_arg = dict(engine_arg or {})
     source = dataset or row.dataset
     if source is None:
@@ -190,6 +198,7 @@ def resolve(
         first_token_timeout=first_token_timeout,
         stall_timeout=stall_timeout,
         request_timeout=request_timeout,
+        audit_dataset=audit_dataset,
         samples=samples,
         resume=resume,
         user_conf=str(conf_path) if conf_path else None,
@@ -260,6 +269,19 @@ def refuse_odd_modes(
         raise ConfigError("--samples is for trials: a submission asks all samples of the benchmark.")
 
 
+def refuse_odd_audits(row: Benchmark, mode: str, dataset: str | None) -> None:
+    """Raises ConfigError if the compliance samples of TEST07 are missing, or named where nobody asks them."""
+    asked = mode == "submission" and "TEST07" in row.audits
+    if asked and dataset is None:
+        raise ConfigError(
+            f"{row.name}'s TEST07 asks {AUDITS['TEST07'].samples} samples of its own: name them with --audit-dataset."
+        )
+    if dataset is not None and not asked:
+        raise ConfigError(
+            "--audit-dataset names the samples of TEST07, which only gpt-oss-120b's --mode submission asks."
+        )
+
+
 def loadgen_name(scenario: str) -> str:
     """LoadGen has no Interactive scenario: it is Server with the limits of another model key."""
     return "Server" if scenario == "Interactive" else scenario
@@ -295,7 +317,7 @@ def fit_to_dataset(config: RunConfig, samples: int) -> dict[str, Number]:
     """Counts for a dataset that is not the benchmark's whole one, so that LoadGen neither asks for samples that are not
     there nor repeats a handful of them thousands of times; what a person set stays."""
     settings, row = dict(config.settings), config.row
-    if samples == row.samples_in(config.mode):
+    if samples == config.own_samples:
         return settings
     fitted: dict[str, Number] = {"performance_sample_count_override": min(samples, row.performance_samples)}
     if config.loadgen_scenario == "Offline":

@@ -11,11 +11,13 @@ from typing import Any
 
 from harness import report
 from harness.audits import AUDITS
+from harness.benchmarks import Number
 from harness.config import RunConfig
+from harness.dataset import Samples, Tokenizer
 from harness.progress import Progress
 from harness.results import RunResult
-from harness.run import SUBMISSION, System, prepare_folder, run_test
-from sut.errors import ConfigError
+from harness.run import SUBMISSION, System, load_samples, prepare_folder, run_test
+from sut.errors import SetupError
 
 # Format of submission.json.
 #   1   the first
@@ -28,19 +30,39 @@ AUDIT_FILE = "audit.config"
 def plan(config: RunConfig) -> dict[str, RunConfig]:
     """The parts by name, in the order in which they run: what can fail soonest comes first.
 
-    Raises ConfigError where they cannot share a start: TEST07 asks a dataset of its own.
+    Where accuracy mode asks other samples in another way, it is no part: it needs engines of its own.
     """
     row = config.row
-    if "TEST07" in row.audits:
-        raise ConfigError(
-            f"{row.name} asks other samples in accuracy mode and in TEST07 than in performance mode: run accuracy, "
-            "performance, `compliance run TEST07` and `compliance run TEST09` one by one, each with its --dataset."
-        )
-    parts = {"accuracy": part_of(config, "accuracy"), "performance": part_of(config, "performance")}
+    parts = {"accuracy": part_of(config, "accuracy")} if row.accuracy_set is None else {}
+    parts["performance"] = part_of(config, "performance")
     for name in row.audits:
         part = part_of(config, "performance", name)
         parts[name] = replace(part, audit_config=str(part.output_dir / AUDIT_FILE))
+    if "TEST07" in parts:
+        # LoadGen keeps what an earlier part has set, so each sets the count that only TEST07 needs.
+        parts = {
+            name: replace(part, settings=with_count(part, row.performance_samples)) for name, part in parts.items()
+        }
+        own = parts["TEST07"]
+        settings = with_count(own, AUDITS["TEST07"].samples)
+        parts["TEST07"] = replace(own, dataset=str(config.audit_dataset), settings=settings)
     return parts
+
+
+def with_count(part: RunConfig, samples: int) -> dict[str, Number]:
+    return {**part.settings, "performance_sample_count_override": samples}
+
+
+def load_others(parts: Mapping[str, RunConfig], tokenizer: Tokenizer) -> dict[str, Samples]:
+    """The samples of the parts that have a dataset of their own. Raises SetupError, also for another number than the
+    compliance test has."""
+    others = {}
+    if "TEST07" in parts:
+        part, asked = parts["TEST07"], AUDITS["TEST07"].samples
+        others["TEST07"] = load_samples(part, tokenizer)
+        if len(others["TEST07"]) != asked:
+            raise SetupError(f"{part.dataset} has {len(others['TEST07'])} samples, and TEST07 asks {asked}.")
+    return others
 
 
 def part_of(config: RunConfig, mode: str, name: str | None = None) -> RunConfig:
@@ -55,16 +77,23 @@ def write_audit(name: str, folder: Path) -> Path:
     return path
 
 
-def run_parts(config: RunConfig, system: System, progress: Progress) -> dict[str, RunResult]:
-    """Run all parts, up to the first that does not come to its end, and write submission.json."""
+def run_parts(
+    config: RunConfig,
+    parts: Mapping[str, RunConfig],
+    system: System,
+    others: Mapping[str, Samples],
+    progress: Progress,
+) -> dict[str, RunResult]:
+    """Run all parts, up to the first that does not come to its end, and write submission.json. `others` are the samples
+    of parts that do not ask the system's."""
     results: dict[str, RunResult] = {}
-    parts = plan(config)
     for number, (name, part) in enumerate(parts.items(), 1):
         progress.say(f"Part {number} of {len(parts)}: {name} …")
         if part.audit_config is not None:
             write_audit(name, part.output_dir)
         prepare_folder(part)
-        results[name] = run_test(part, system, progress, proven=proven_by(results))
+        own = replace(system, samples=others.get(name, system.samples))
+        results[name] = run_test(part, own, progress, proven=proven_by(results))
         if results[name]["status"] != "complete":
             break
     draft = config.output_dir / f"{SUBMISSION}.part"
@@ -84,6 +113,11 @@ def proven_by(results: Mapping[str, RunResult]) -> dict[str, Any] | None:
 def why_not_ready(parts: Mapping[str, RunConfig], results: Mapping[str, RunResult]) -> list[str]:
     """What keeps these runs out of a submission; empty if nothing does."""
     reasons = [f"{name} was not run to its end" for name in parts if name not in results]
+    if "accuracy" not in parts:
+        row = next(iter(parts.values())).row
+        reasons.append(
+            f"accuracy asks other samples: run it by itself, --mode accuracy --dataset {row.file_in('accuracy')}"
+        )
     for name, result in results.items():
         reasons += [f"{name}: {reason}" for reason in result["not_ready_reasons"]]
     return reasons

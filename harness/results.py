@@ -246,7 +246,7 @@ def not_ready_reasons(
             "accuracy is below its target" if passed is False else "this run does not show that accuracy is met"
         )
     if not config.has_own_dataset(total):
-        reasons.append(f"the samples are not the benchmark's own {row.samples_in(config.mode)}")
+        reasons.append(f"the samples are not the benchmark's own {config.own_samples}")
     if config.model != row.model:
         reasons.append(f"the model is {config.model}, not the benchmark's {row.model}")
     model, scenario = config.loadgen_model, config.loadgen_scenario
@@ -254,6 +254,8 @@ def not_ready_reasons(
     fixed = {key: value for key, value in fixed.items() if key != "target_qps"}
     if config.audit is not None:
         fixed |= config.audit.settings
+        if config.audit.distinct:
+            fixed["performance_sample_count_override"] = config.audit.samples
     reasons += [f"the benchmark's {text}" for text in reported_differences(fixed, scenario, log.values)]
     if config.generation != row.generation_in(config.mode):
         reasons.append("answers are not made as the benchmark asks")

@@ -71,12 +71,16 @@ def check(config: RunConfig) -> tuple[RunConfig, Samples, Tokenizer]:
 
     Raises ConfigError or SetupError.
     """
-    model = find_model(config.model)
-    tokenizer = Tokenizer(model)
-    room = context_length(config, model)
-    longest = None if room is None else room - config.generation.max_tokens
-    samples = load(config.dataset, tokenizer, limit=config.samples, suffix=config.row.prompt_suffix, longest=longest)
+    tokenizer = Tokenizer(find_model(config.model))
+    samples = load_samples(config, tokenizer)
     return replace(config, settings=fit_to_dataset(config, len(samples))), samples, tokenizer
+
+
+def load_samples(config: RunConfig, tokenizer: Tokenizer) -> Samples:
+    """The samples of a run, each of which fits the model beside its answer. Raises SetupError."""
+    room = context_length(config, find_model(config.model))
+    longest = None if room is None else room - config.generation.max_tokens
+    return load(config.dataset, tokenizer, limit=config.samples, suffix=config.row.prompt_suffix, longest=longest)
 
 
 def find_model(name: str) -> Path:

@@ -61,6 +61,7 @@ _OPTIONS = [
     click.option("--model", help="Folder or hub id; the tokenizer comes from it.  [default: the benchmark's]"),
     click.option("--dataset", help="JSONL of raw OpenOrca rows (id, system_prompt, question, response).  "
                                    "[default: the benchmark's]"),
+    click.option("--audit-dataset", help="The samples of gpt-oss-120b's TEST07, in submission mode."),
     click.option("--backend", help="vllm (in this process), remote (behind HTTP) or echo (simulator).  "
                                    "[default: remote with --endpoint or --serve, else vllm]"),
     click.option("--replicas", type=COUNT, help="Engines or servers to start.  [default: 1]"),
@@ -155,8 +156,9 @@ def run_parts_and_report(config: Any, samples: Any, tokenizer: Any, as_json: boo
     from harness.run import open_sut
 
     planned = parts.plan(config)
+    others = parts.load_others(planned, tokenizer)
     with Progress(quiet) as progress, open_sut(config, samples, tokenizer, progress) as system:
-        results = parts.run_parts(config, system, progress)
+        results = parts.run_parts(config, planned, system, others, progress)
     code = parts.exit_code(results)
     line = json.dumps({"exit_code": code, **parts.summary(config, planned, results)}) if as_json else None
     say(parts.as_text(config, planned, results), code == 0, line)

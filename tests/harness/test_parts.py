@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from harness.config import resolve
+from harness.demo import MODEL
 from harness.parts import exit_code, plan
 from harness.results import RunResult
 from tests.harness.conftest import Done
@@ -168,3 +170,66 @@ def test_the_gravest_part_decides(codes: tuple[int, ...], code: int, monkeypatch
     results = {str(number): RunResult({"code": number}, Path()) for number in codes}
     monkeypatch.setattr(RunResult, "exit_code", property(lambda self: self["code"]))
     assert exit_code(results) == code
+
+
+# -- gpt-oss-120b: TEST07 on samples of its own, TEST09, and no accuracy part ------------------------------------------
+
+
+def roomy_model(folder: Path) -> str:
+    """The demo's tokenizer, in a model of a context as long as gpt-oss-120b's answers need."""
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODEL / name, folder)
+    (folder / "config.json").write_text('{"max_position_embeddings": 131072, "eos_token_id": 2}')
+    return str(folder)
+
+
+def dataset(path: Path, number: int) -> str:
+    rows = ({"id": str(n), "tok_input": [1, 10 + n % 90, 11], "output": "x"} for n in range(number))
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
+def test_a_compliance_test_may_ask_samples_of_its_own(tmp_path: Path, harness: Run) -> None:
+    words = ["--benchmark", "gpt-oss-120b", "--mode", "submission", "--scenario", "Offline", "--min-duration", "0"]
+    words += [
+        "--model",
+        roomy_model(tmp_path / "model"),
+        "--dataset",
+        dataset(tmp_path / "perf.jsonl", 6396),
+        "--backend",
+        "echo",
+    ]
+    run = harness(*words, "--engine-arg", "tokens=1278", "--audit-dataset", dataset(tmp_path / "gpqa.jsonl", 990))
+    assert run.code == 3, run.err  # TEST07 is not decided without the reference's graders
+    summary = json.loads((run.folder / "submission.json").read_text())
+    assert list(summary["runs"]) == ["performance", "TEST07", "TEST09"]
+    for name, samples in (("TEST07", 990), ("TEST09", 6396)):
+        own = part(run, name)
+        log = json.loads((own.folder / "mlperf_log_accuracy.json").read_text())
+        assert sorted(entry["qsl_idx"] for entry in log) == list(range(samples)), "each once"
+        assert own.result["valid"] and own.error_lines == []
+        assert not any("benchmark's" in reason and "model" not in reason for reason in own.result["not_ready_reasons"])
+    assert part(run, "TEST09").result["compliance"]["passed"] is True
+    assert part(run, "TEST07").result["compliance"]["passed"] is None
+    graded = ["--accuracy-script", "echo \"'exact_match': 70.0\""]
+    assert call("compliance", "verify", str(run.folder / "TEST07"), *graded).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "more", "says"),
+    [
+        ("gpt-oss-120b", ["--dataset", "any"], "TEST07 asks 990 samples of its own: name them with --audit-dataset."),
+        ("demo", ["--audit-dataset", "any"], "only gpt-oss-120b's --mode submission asks."),
+    ],
+)
+def test_an_audit_dataset_where_it_belongs(benchmark: str, more: list[str], says: str, harness: Run) -> None:
+    run = harness("--benchmark", benchmark, "--mode", "submission", "--scenario", "Offline", "--backend", "echo", *more)
+    assert run.code == 2 and says in run.err
+
+
+def test_the_wrong_number_of_compliance_samples_is_refused(tmp_path: Path, harness: Run) -> None:
+    words = ["--benchmark", "gpt-oss-120b", "--mode", "submission", "--scenario", "Offline", "--backend", "echo"]
+    words += ["--model", roomy_model(tmp_path / "model"), "--dataset", dataset(tmp_path / "perf.jsonl", 8)]
+    run = harness(*words, "--audit-dataset", dataset(tmp_path / "gpqa.jsonl", 12))
+    assert run.code == 3 and "has 12 samples, and TEST07 asks 990." in run.err

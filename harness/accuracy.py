@@ -90,11 +90,11 @@ def read_log(path: Path, dtype: str = "int32", vocabulary: int = 0, strict: bool
 def _oddities(entries: int, samples: int, miscounted: int, misbegun: int) -> list[str]:
     notes = []
     if repeated := entries - samples:
-        notes.append(f"{repeated} answers repeat a sample: the first counts, as in the reference")
+        notes.append(f"answers that repeat a sample: {repeated}; the first counts, as in the reference")
     if miscounted:
-        notes.append(f"{miscounted} answers are not as long as their token_count, which TEST06 does not allow")
+        notes.append(f"answers that are not as long as their token_count: {miscounted}; TEST06 does not allow that")
     if misbegun:
-        notes.append(f"{misbegun} answers do not begin with their first token, which TEST06 does not allow")
+        notes.append(f"answers that do not begin with their first token: {misbegun}; TEST06 does not allow that")
     return notes
 
 
@@ -299,7 +299,7 @@ def refuse_foreign(log: AccuracyLog, samples: Samples, tokenizer: Tokenizer) -> 
         index, number = odd[0]
         raise SetupError(
             f"{log.path}: the answer to sample {index} holds the id {number}, outside the tokenizer's vocabulary of "
-            f"{tokenizer.size} (so do {len(odd) - 1} more answers): name the model that answered with --model."
+            f"{tokenizer.size} ({len(odd)} such answers): name the model that answered with --model."
         )
 
 

@@ -105,9 +105,9 @@ def test_another_harness_log_that_test06_would_not_take_is_scored_with_a_note(wr
     log = accuracy.read_log(path, strict=False)
     assert sorted(log.answers) == [0, 1, 2]
     assert log.notes == (
-        "1 answers repeat a sample: the first counts, as in the reference",
-        "1 answers are not as long as their token_count, which TEST06 does not allow",
-        "1 answers do not begin with their first token, which TEST06 does not allow",
+        "answers that repeat a sample: 1; the first counts, as in the reference",
+        "answers that are not as long as their token_count: 1; TEST06 does not allow that",
+        "answers that do not begin with their first token: 1; TEST06 does not allow that",
     )
 
 
@@ -268,13 +268,13 @@ def test_a_score_rounded_as_printed_meets_a_target_with_more_places() -> None:
         ({-1: [5, END]}, ": sample -1 is not in the dataset of 2."),
         (
             {0: [5, END], 1: [5, 40_000, END]},
-            ": the answer to sample 1 holds the id 40000, outside the tokenizer's vocabulary of 700 (so do 0 more "
-            "answers): name the model that answered with --model.",
+            ": the answer to sample 1 holds the id 40000, outside the tokenizer's vocabulary of 700 "
+            "(1 such answers): name the model that answered with --model.",
         ),
         (
             {0: [5, -1], 1: [-2]},
-            ": the answer to sample 0 holds the id -1, outside the tokenizer's vocabulary of 700 (so do 1 more "
-            "answers): name the model that answered with --model.",
+            ": the answer to sample 0 holds the id -1, outside the tokenizer's vocabulary of 700 "
+            "(2 such answers): name the model that answered with --model.",
         ),
     ],
     ids=["empty", "index beyond", "negative index", "id beyond", "negative id"],

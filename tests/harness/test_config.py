@@ -192,6 +192,20 @@ def test_another_model_brings_its_own_type_and_context() -> None:
     assert (other.dtype, other.max_model_len, other.has_own_dataset(1024)) == ("auto", None, False)
 
 
+@pytest.mark.parametrize(
+    ("mode", "samples", "others", "limit"), [("performance", 6396, 4395, 10_240), ("accuracy", 4395, 6396, 32_768)]
+)
+def test_gpt_oss_is_asked_other_samples_in_another_way_in_each_mode(
+    mode: str, samples: int, others: int, limit: int
+) -> None:
+    resolved = echo(benchmark="gpt-oss-120b", dataset="rows.parquet", mode=mode)
+    assert (resolved.generation.max_tokens, resolved.generation.temperature) == (limit, 1.0)
+    assert (resolved.has_own_dataset(samples), resolved.has_own_dataset(others)) == (True, False)
+    # LoadGen's own counts stand for the whole dataset, and only for that
+    assert config.fit_to_dataset(resolved, samples) == resolved.settings
+    assert config.fit_to_dataset(resolved, 100)["performance_sample_count_override"] == 100
+
+
 def test_seconds_become_milliseconds_for_loadgen() -> None:
     assert echo("Server", min_duration=0.25, min_queries=7).settings | {} == {
         **echo("Server").settings,

@@ -224,6 +224,15 @@ def test_a_shortened_answer_is_not_for_a_submission() -> None:
     assert found == [NEVER, "answers are not made as the benchmark asks"]
 
 
+def test_sampling_is_for_a_submission_where_the_benchmark_asks_for_it() -> None:
+    asked = config(benchmark="gpt-oss-120b", dataset="rows.parquet", mode="accuracy")
+    greedy = replace(asked, generation=replace(asked.generation, temperature=0.0))
+    for resolved, said in ((asked, False), (greedy, True)):
+        found = results.not_ready_reasons(resolved, FACTS, Log(), True, True, 4395, False, {})
+        assert ("answers are not made as the benchmark asks" in found) == said
+        assert not any(reason.startswith("the samples are not") for reason in found)
+
+
 # -- figures ---------------------------------------------------------------------------------------------------
 
 

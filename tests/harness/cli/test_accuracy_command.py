@@ -180,7 +180,7 @@ def test_sentences_that_cannot_be_told_leave_with_3(
 def test_repeated_answers_count_once_and_are_said(write: Callable[..., Path], accuracy: Call) -> None:
     said = accuracy(write([*entries(MEANT), *entries(["Nothing."] * 3)]), *DEMO, "--json")
     assert (said.code, said.json["rouge1"]) == (0, 100.0)
-    assert said.json["notes"] == ["3 answers repeat a sample: the first counts, as in the reference"]
+    assert said.json["notes"] == ["answers that repeat a sample: 3; the first counts, as in the reference"]
 
 
 # -- a run of this harness -------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_a_run_of_ours_is_held_to_test06_and_anothers_is_not(
     logged = entries(MEANT)
     logged[3]["token_count"] += 1
     log = write(logged)
-    assert "1 answers are not as long as their token_count" in accuracy(log, *DEMO).out
+    assert "answers that are not as long as their token_count: 1" in accuracy(log, *DEMO).out
     said = accuracy(run_directory(log, dataset))
     assert said.code == 3
     assert "the answer to sample 3 has" in said.err

@@ -231,7 +231,7 @@ def journal_head(config: RunConfig, samples: Samples) -> dict[str, Any]:
 def set_aside(folder: Path) -> None:
     """Move what an interrupted test has written into a folder of its own: nothing is overwritten."""
     old = next(path for number in count(1) if not (path := folder / f"interrupted-{number}").exists())
-    names = [*results.LOGS, results.RESULT, "samples.parquet", "accuracy.txt", "accuracy.json"]
+    names = [*results.LOGS, results.RESULT, "samples.parquet", "accuracy.txt", "accuracy.json", accuracy.ROWS]
     for name in names:
         if (folder / name).exists():
             old.mkdir(exist_ok=True)

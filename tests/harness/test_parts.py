@@ -192,15 +192,9 @@ def dataset(path: Path, number: int) -> str:
 
 def test_a_compliance_test_may_ask_samples_of_its_own(tmp_path: Path, harness: Run) -> None:
     words = ["--benchmark", "gpt-oss-120b", "--mode", "submission", "--scenario", "Offline", "--min-duration", "0"]
-    words += [
-        "--model",
-        roomy_model(tmp_path / "model"),
-        "--dataset",
-        dataset(tmp_path / "perf.jsonl", 6396),
-        "--backend",
-        "echo",
-    ]
-    run = harness(*words, "--engine-arg", "tokens=1278", "--audit-dataset", dataset(tmp_path / "gpqa.jsonl", 990))
+    words += ["--model", roomy_model(tmp_path / "model"), "--backend", "echo", "--engine-arg", "tokens=1278"]
+    words += ["--dataset", dataset(tmp_path / "perf.jsonl", 6396)]
+    run = harness(*words, "--audit-dataset", dataset(tmp_path / "gpqa.jsonl", 990))
     assert run.code == 3, run.err  # TEST07 is not decided without the reference's graders
     summary = json.loads((run.folder / "submission.json").read_text())
     assert list(summary["runs"]) == ["performance", "TEST07", "TEST09"]

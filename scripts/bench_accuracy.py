@@ -288,8 +288,8 @@ def make_log(folder: Path, samples: int, length: int) -> float:
 
 
 def evaluate(folder: Path, metrics: tuple[str, ...], workers: int) -> None:
-    """A child process: score the log as `harness.accuracy` does, then all metrics where they are more than its own."""
-    from harness import accuracy
+    """A child process: score the log as `harness.accuracy` does, of a benchmark with these metrics."""
+    from harness import accuracy, benchmarks
     from harness.dataset import Tokenizer, load
     from harness.demo import MODEL
 
@@ -297,11 +297,8 @@ def evaluate(folder: Path, metrics: tuple[str, ...], workers: int) -> None:
     tokenizer = Tokenizer(MODEL)
     samples = load(str(folder / "set.parquet"), tokenizer)
     log = accuracy.read_log(folder / "mlperf_log_accuracy.json")
-    if metrics == rouge.METRICS:
-        print(accuracy.evaluate(log, samples, tokenizer, {}, "a measurement").scores)
-    else:
-        texts = tokenizer.decode([log.answers[index].tolist() for index in range(len(samples))])
-        print(rouge.rouge_scores(texts, samples.references, metrics))
+    row = benchmarks.find("llama2-70b-99.9" if metrics == rouge.METRICS else "llama3.1-8b")
+    print(accuracy.evaluate(log, samples, tokenizer, row, accuracy.Scope("a measurement")).scores)
 
 
 def processes(root: int) -> Iterator[int]:

@@ -17,6 +17,7 @@ import click
 
 from harness import __version__
 from harness.cli.run import run
+from harness.cli.submission import submission
 
 USAGE, SETUP, INTERRUPTED = 2, 3, 130
 
@@ -44,6 +45,7 @@ def cli() -> None:
 
 
 cli.add_command(run)
+cli.add_command(submission)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -116,7 +116,7 @@ class Scenario:
     def has_endpoints_form(self) -> bool:
         """Made by mlcommons/endpoints: config.yaml and result_summary.json stand in for LoadGen's logs."""
         forms = ("config.yaml", "config.yml", "performance/result_summary.json", "accuracy/accuracy_results.json")
-        return any((self.folder / form).is_file() for form in forms)
+        return any(os.path.isfile(self.folder / form) for form in forms)
 
 
 @dataclass(frozen=True)

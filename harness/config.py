@@ -84,7 +84,7 @@ class RunConfig:
     def has_own_dataset(self, samples: int) -> bool:
         """Whether these are all of the benchmark's own samples, which alone have targets; told by number where the
         benchmark's dataset does not ship with the harness."""
-        return samples == self.row.samples and self.row.dataset in (None, self.dataset)
+        return samples == self.row.samples_in(self.mode) and self.row.dataset in (None, self.dataset)
 
     @property
     def stream(self) -> bool:
@@ -139,7 +139,9 @@ def resolve(
     engine_arg = dict(engine_arg or {})
     source = dataset or row.dataset
     if source is None:
-        raise ConfigError(f"benchmark {benchmark} ships no dataset: name one with --dataset.")
+        raise ConfigError(
+            f"benchmark {benchmark} ships no dataset: name one with --dataset (MLCommons' is {row.file_in(mode)})."
+        )
     conf_path = user_conf or default_file("user.conf")
     conf = read_conf(conf_path) if conf_path else {}
     refuse_odd_seconds(first_token_timeout, stall_timeout, request_timeout, ready_timeout, min_duration)
@@ -170,7 +172,7 @@ def resolve(
         engine_env=dict(engine_env or {}),
         max_in_flight=max_in_flight,
         stream_interval=stream_interval,
-        generation=row.generation,
+        generation=row.generation_in(mode),
         dtype=str(engine_arg.get("dtype", row.dtype if own_model else "auto")),
         max_model_len=row.max_model_len if own_model else None,
         failure_policy=failure_policy,
@@ -267,7 +269,7 @@ def fit_to_dataset(config: RunConfig, samples: int) -> dict[str, Number]:
     """Counts for a dataset that is not the benchmark's whole one, so that LoadGen neither asks for samples that are not
     there nor repeats a handful of them thousands of times; what a person set stays."""
     settings, row = dict(config.settings), config.row
-    if samples == row.samples:
+    if samples == row.samples_in(config.mode):
         return settings
     fitted: dict[str, Number] = {"performance_sample_count_override": min(samples, row.performance_samples)}
     if config.loadgen_scenario == "Offline":

@@ -236,14 +236,14 @@ def not_ready_reasons(
             "accuracy is below its target" if passed is False else "this run does not show that accuracy is met"
         )
     if not config.has_own_dataset(total):
-        reasons.append(f"the samples are not the benchmark's own {row.samples}")
+        reasons.append(f"the samples are not the benchmark's own {row.samples_in(config.mode)}")
     if config.model != row.model:
         reasons.append(f"the model is {config.model}, not the benchmark's {row.model}")
     model, scenario = config.loadgen_model, config.loadgen_scenario
     fixed = round_settings(model, scenario) | resolve_settings(row, config.scenario, {}, {})
     fixed = {key: value for key, value in fixed.items() if key != "target_qps"}
     reasons += [f"the benchmark's {text}" for text in reported_differences(fixed, scenario, log.values)]
-    if config.generation != row.generation or config.generation.temperature != 0:
+    if config.generation != row.generation_in(config.mode):
         reasons.append("answers are not made as the benchmark asks")
     if config.engine_arg.get("enable_prefix_caching"):
         reasons.append("prefix caching is on")

@@ -8,7 +8,7 @@ import pytest
 
 from harness import benchmarks
 from harness.benchmarks import NAMES, SCENARIOS, Target
-from harness.conf import INTEGER_KEYS, KNOWN_MODELS, REAL_KEYS
+from harness.conf import INTEGER_KEYS, KNOWN_MODELS, REAL_KEYS, round_settings
 from harness.demo import QUESTIONS, REFERENCE
 from sut.errors import ConfigError
 
@@ -33,11 +33,110 @@ def test_a_row_is_found_by_its_name_and_its_settings_are_keys_of_loadgen(name: s
     row = benchmarks.find(name)
     assert row.name == name
     assert row.loadgen_model in KNOWN_MODELS
-    assert row.generation.temperature == 0
-    assert row.generation.min_tokens == 1
+    assert {row.generation.min_tokens, row.generation_in("accuracy").min_tokens} == {1}
     assert set(row.settings) <= {"*", *SCENARIOS}
     assert {key for part in row.settings.values() for key in part} <= INTEGER_KEYS | REAL_KEYS
-    assert set(row.targets) >= {"rouge1", "rouge2", "rougeL"}
+    # what accuracy is measured by is either ROUGE, or named as missing here
+    assert (row.ungraded is None) == (set(row.metrics) >= {"rouge1", "rouge2", "rougeL"})
+    assert {scenario for groups in row.required.values() for group in groups for scenario in group} <= set(SCENARIOS)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "demo"])
+def test_a_row_and_the_rounds_mlperf_conf_say_the_same(name: str) -> None:
+    row = benchmarks.find(name)
+    for groups in row.required.values():
+        for scenario in [scenario for group in groups for scenario in group]:
+            loadgen_scenario = "Server" if scenario == "Interactive" else scenario
+            said = round_settings(row.model_key(scenario), loadgen_scenario)
+            assert said["performance_sample_count_override"] == row.performance_samples
+            assert said.get("accuracy_sample_count_override", row.samples) == row.accuracy_samples
+            assert said["use_token_latencies"] == 1
+            assert {"ttft_latency", "tpot_latency"} <= set(said) or loadgen_scenario != "Server"
+            if scenario == "Offline":
+                assert said.get("min_query_count", row.offline_min_samples) == row.offline_min_samples
+
+
+# (samples, accuracy samples, output limits, temperature, compliance tests), of constants.py and the references of v6.1
+FACTS = {
+    "llama2-70b-99.9": (24_576, 24_576, 1024, 1024, 0.0, ("TEST06",)),
+    "llama3.1-8b": (13_368, 13_368, 128, 128, 0.0, ("TEST06",)),
+    "llama3.1-8b-edge": (5000, 5000, 128, 128, 0.0, ()),
+    "deepseek-r1": (4388, 4388, 20_000, 20_000, 0.0, ("TEST06",)),
+    "gpt-oss-120b": (6396, 4395, 10_240, 32_768, 1.0, ("TEST07", "TEST09")),
+}
+
+# (minima, maxima) that the checker of v6.1 compares with, rounded
+LIMITS = {
+    "llama2-70b-99.9": (
+        {"rouge1": 44.3867688, "rouge2": 22.0131648, "rougeL": 28.5875838, "tokens_per_sample": 265.005},
+        {"tokens_per_sample": 323.895},
+    ),
+    "llama3.1-8b": (
+        {
+            "rouge1": 38.391408,
+            "rouge2": 15.748425,
+            "rougeL": 24.250743,
+            "rougeLsum": 35.43507,
+            "gen_len": 7_350_879.6,
+        },
+        {"gen_len": 8_984_408.4},
+    ),
+    "llama3.1-8b-edge": (
+        {
+            "rouge1": 38.6694,
+            "rouge2": 15.953553,
+            "rougeL": 24.391125,
+            "rougeLsum": 35.76276,
+            "gen_len": 2_746_001.7,
+        },
+        {"gen_len": 3_356_224.3},
+    ),
+    "deepseek-r1": (
+        {"exact_match": 80.544618, "tokens_per_sample": 3497.60466},
+        {"tokens_per_sample": 4274.85014},
+    ),
+    "gpt-oss-120b": ({"exact_match": 82.2987}, {"tokens_per_sample": 10_998.9}),
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_a_row_says_what_the_round_says(name: str) -> None:
+    row = benchmarks.find(name)
+    ways = row.generation_in("performance"), row.generation_in("accuracy")
+    assert FACTS[name] == (
+        row.samples,
+        row.accuracy_samples,
+        *(way.max_tokens for way in ways),
+        row.generation.temperature,
+        row.audits,
+    )
+    assert {(way.temperature, way.top_p, way.top_k) for way in ways} == {(row.generation.temperature, 1.0, 0)}
+    assert (row.samples_in("performance"), row.samples_in("accuracy")) == (row.samples, row.accuracy_samples)
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_targets_are_the_checkers(name: str) -> None:
+    targets = benchmarks.find(name).targets
+    lows = {metric: round(target.low, 7) for metric, target in targets.items() if target.low is not None}
+    highs = {metric: round(target.high, 5) for metric, target in targets.items() if target.high is not None}
+    assert (lows, highs) == LIMITS[name]
+
+
+def test_a_benchmark_with_two_datasets_names_both_and_one_with_one_names_it_for_each_mode() -> None:
+    both = benchmarks.find("gpt-oss-120b")
+    assert both.file_in("performance") == "perf/perf_eval_ref.parquet"
+    assert both.file_in("accuracy") == "acc_eval_inputs.parquet"
+    one = benchmarks.find("llama3.1-8b-edge")
+    assert one.file_in("performance") == one.file_in("accuracy") == "sample_cnn_eval_5000.json"
+    assert benchmarks.find("demo").file_in("accuracy") is None
+
+
+def test_a_benchmark_of_edge_has_no_interactive_limits_and_loadgen_would_say_nothing() -> None:
+    with pytest.raises(ConfigError) as refused:
+        benchmarks.find("llama3.1-8b-edge").model_key("Interactive")
+    assert str(refused.value) == (
+        "benchmark llama3.1-8b-edge has no Interactive scenario, and LoadGen no limits for one."
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,13 +163,6 @@ def test_an_unknown_name_lists_the_known_ones(name: str, hint: str) -> None:
     with pytest.raises(ConfigError) as refused:
         benchmarks.find(name)
     assert str(refused.value) == f"unknown benchmark '{name}'{hint}: choose one of {', '.join(NAMES)}."
-
-
-def test_the_checkers_minimum_for_llama2_70b() -> None:
-    targets = benchmarks.find("llama2-70b-99.9").targets
-    lows = {name: round(target.low or 0, 7) for name, target in targets.items()}
-    assert lows == {"rouge1": 44.3867688, "rouge2": 22.0131648, "rougeL": 28.5875838, "tokens_per_sample": 265.005}
-    assert round(targets["tokens_per_sample"].high or 0, 3) == 323.895
 
 
 def test_the_demos_targets_derive_from_its_reference_and_its_size_from_its_file() -> None:

@@ -210,7 +210,7 @@ def test_seconds_become_milliseconds_for_loadgen() -> None:
         ({"failure_policy": "lax"}, "unknown failure policy 'lax': choose one of strict, resilient."),
         ({"replicas": 0}, "--replicas is 0: it must be at least 1."),
         ({"max_in_flight": 0}, "--max-in-flight is 0: it must be at least 1."),
-        ({"benchmark": "llama2-70b-99.9"}, "benchmark llama2-70b-99.9 ships no dataset: name one with --dataset."),
+        ({"benchmark": "llama2-70b-99.9"}, "benchmark llama2-70b-99.9 ships no dataset: name one with --dataset"),
         ({"scenario": "Server", "target_qps": 0.0}, "target_qps is 0.0: it must be a positive number."),
         ({"min_duration": -1.0}, "min_duration is -1000: it must be a positive number."),
         ({"scenario": "SingleStream", "target_qps": 1.0}, "--target-qps has no meaning in SingleStream, which issues "),

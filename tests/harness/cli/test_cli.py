@@ -97,7 +97,7 @@ BAD = {
     "no dataset": (
         ["--scenario", "Offline", "--benchmark", "llama2-70b-99.9", "--backend", "echo"],
         2,
-        "benchmark llama2-70b-99.9 ships no dataset: name one with --dataset.",
+        "benchmark llama2-70b-99.9 ships no dataset: name one with --dataset (MLCommons",
     ),
     "no load": (["--scenario", "Server", "--target-qps", "0"], 2, "target_qps is 0.0: it must be a positive number."),
     "a load that is none": (["--scenario", "SingleStream", "--target-qps", "3"], 2, "--target-qps has no meaning in "),

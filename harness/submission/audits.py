@@ -11,6 +11,7 @@ text alone shows little.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,11 @@ from harness.submission.claim import Claim
 from harness.submission.contents import Unreadable, read_answers, read_text, size_of
 from harness.submission.form import check_errors, check_seeds, check_summary, check_version, open_log, says_audit
 from harness.submission.logs import DetailLog
-from harness.submission.problem import Problem, clean, error, note, warning
-from harness.submission.tree import LONGEST, VERDICTS
+from harness.submission.problem import Problem, clean, error, note
+from harness.submission.scores import TRUNCATE, check_original, original_of
+from harness.submission.tree import LONGEST, SCORES, VERDICTS
 
-CHECKER = "[checker] compliance_check.py"
+CHECKER = "submission_checker, compliance_check.py"
 NOT_READ = "the checker of v6.1 reads the verifier's text alone"
 VERIFY = "run the audit and its verifier again and pack what it writes"
 
@@ -47,7 +49,6 @@ VOCABULARIES = {
     "llama2-70b": Vocabulary(32_000, (2,)),
     "llama3_1-8b": Vocabulary(128_256, (128_001, 128_008, 128_009)),
     "deepseek-r1": Vocabulary(129_280, (1,)),
-    "gpt-oss-120b": Vocabulary(201_088, (200_002, 199_999, 200_012)),
 }
 # Samples that an audit logs; TEST07 has a dataset of its own.
 SAMPLES = {"TEST06": 100, "TEST07": 990, "TEST09": 6396}
@@ -57,21 +58,28 @@ _SETTINGS: Mapping[str, int | bool] = {
     "effective_sample_concatenate_permutation": False,
     "effective_min_duration_ms": 0,
 }
+# Figures in a verifier's text, with the bounds that audit.config sets and its options could have moved.
+_BOUNDS = {
+    "TEST06": (),
+    "TEST07": (("Accuracy score", 60.698, 100.0), ("Accuracy threshold", 60.698, 100.0)),
+    "TEST09": (
+        ("Mean output tokens", SHORTEST, LONGEST_MEAN),
+        ("Min threshold", SHORTEST, LONGEST_MEAN),
+        ("Max threshold", SHORTEST, LONGEST_MEAN),
+    ),
+}
 _SAMPLING = {"TEST06": 100, "TEST07": 990, "TEST09": 10_000}
 
 
-def check_audits(claim: Claim) -> Iterator[Problem | DetailLog]:
+def check_audits(claim: Claim, originals: Path | None) -> Iterator[Problem | DetailLog]:
     """Every audit that the benchmark asks for; their detail logs too, where they are packed."""
     for test in claim.row.audits:
         folder = claim.place.audit(test)
-        try:
-            size_of(folder)
-        except Unreadable as fault:
-            if fault.missing:
-                yield error(folder, f"{test} is missing", CHECKER, f"run {test} for this scenario and pack it")
-                continue
-        yield from _check_verdict(folder, test)
-        yield from _check_answers(folder, test, claim)
+        if not os.path.lexists(folder):
+            yield error(folder, f"{test} is missing", CHECKER, f"run {test} for this scenario and pack it")
+            continue
+        yield from _check_verdict(folder, test, claim)
+        yield from _check_answers(folder, test, claim, originals)
         yield from _check_logs(folder, test, claim)
 
 
@@ -81,7 +89,7 @@ _FIRST = ("First token check pass: True", "First token check pass: Skipped")
 _NEEDED = ("EOS check pass: True", "Sample length check pass: True")
 
 
-def _check_verdict(folder: Path, test: str) -> Iterator[Problem]:
+def _check_verdict(folder: Path, test: str, claim: Claim) -> Iterator[Problem]:
     path = folder / VERDICTS[test]
     try:
         text = read_text(path)
@@ -90,7 +98,7 @@ def _check_verdict(folder: Path, test: str) -> Iterator[Problem]:
         return
     rows = {row.strip() for row in text.splitlines()}
     if test == "TEST06":
-        if not rows & set(_FIRST):
+        if not rows & set(_FIRST if claim.scenario == "Offline" else _FIRST[:1]):
             yield error(path, "the verifier does not say that the first tokens are right", CHECKER, VERIFY)
         for row in _NEEDED:
             if row not in rows:
@@ -100,39 +108,48 @@ def _check_verdict(folder: Path, test: str) -> Iterator[Problem]:
         if "TEST PASS" not in text:
             yield error(path, "the verifier does not say TEST PASS", CHECKER, VERIFY)
         failed = "TEST FAIL" in text
+    for label, low, high in _BOUNDS[test]:
+        found = re.search(rf"{label}: (\d{{1,9}}(\.\d{{1,9}})?)\s*$", text, re.MULTILINE)
+        if found is not None and not low <= float(found[1]) <= high:
+            what = f"{label} is {found[1]}, which is not from {low} to {high}"
+            yield error(path, what, f"compliance/{test}/*/audit.config; {NOT_READ}", VERIFY)
     if failed:
-        yield error(path, "the verifier says that the audit has failed", f"[verifier]; {NOT_READ}", VERIFY)
+        yield error(path, "the verifier says that the audit has failed", f"run_verification.py; {NOT_READ}", VERIFY)
 
 
 # -- the answers themselves -------------------------------------------------------------------------------------------
 
 
-def _check_answers(folder: Path, test: str, claim: Claim) -> Iterator[Problem]:
+def _check_answers(folder: Path, test: str, claim: Claim, originals: Path | None) -> Iterator[Problem]:
     path = folder / "accuracy" / ACCURACY
     try:
         size = size_of(path)
     except Unreadable as fault:
         what = f"the audit's accuracy log {fault}"
-        yield error(path, what, f"[verifier] copies it into the package; {NOT_READ}", VERIFY)
+        yield error(path, what, f"compliance/TEST*/run_verification.py copies it into the package; {NOT_READ}", VERIFY)
         return
+    whole = path
     if test != "TEST06" and size <= LONGEST:
-        what = f"the answers of {test} are truncated, so they cannot be verified again here"
-        yield note(path, what, "truncate_accuracy_log.py", "verify them where the whole log is")
-        return
+        if originals is None:
+            what = f"the answers of {test} are truncated, so they cannot be verified again here"
+            yield note(path, what, TRUNCATE, "give the folder of the originals with --originals")
+            return
+        whole = original_of(path, claim, originals)
+        yield from check_original(path, whole, path.with_name(SCORES))
     try:
-        entries = read_answers(path)
+        entries = read_answers(whole)
     except Unreadable as fault:
-        yield error(path, f"the audit's accuracy log {clean(str(fault))}", f"[verifier] {test}", VERIFY)
+        yield error(path, f"the audit's accuracy log {clean(str(fault))}", f"compliance/{test}", VERIFY)
         return
     expected = SAMPLES[test]
     if len(entries) != expected:
         what = f"the audit logged {len(entries)} answers, and {expected} are needed"
-        yield error(path, what, f"[verifier] {test}, audit.config; {NOT_READ}", VERIFY)
+        yield error(path, what, f"compliance/{test}, audit.config; {NOT_READ}", VERIFY)
     said = answer_faults(entries, claim.row, claim.scenario) if test == "TEST06" else length_faults(entries, test)
     for what in said:
-        yield error(path, what, f"[verifier] {test}; {NOT_READ}", VERIFY)
+        yield error(path, what, f"compliance/{test}; {NOT_READ}", VERIFY)
     if test == "TEST06" and len(entries) > 1 and len({entry.data for entry in entries}) == 1:
-        yield warning(path, "all answers are the same", "[verifier] TEST06: answers of a model", "look at the answers")
+        yield error(path, "all answers are the same: no model gave them", f"compliance/TEST06; {NOT_READ}", VERIFY)
 
 
 def answer_faults(entries: Sequence[Entry], row: Benchmark, scenario: str) -> Iterator[str]:
@@ -212,9 +229,10 @@ def check_audit_log(log: DetailLog, test: str, claim: Claim) -> Iterator[Problem
     for key, expected in (("test_mode", "PerformanceOnly"), ("scenario", claim.loadgen_scenario)):
         if log.values.get(f"effective_{key}") != expected:
             what = f"the audit is of {key.removeprefix('test_')} {log.show(f'effective_{key}')}, and not of {expected}"
-            yield error(log.path, what, f"[verifier] {test}", fix)
+            yield error(log.path, what, f"compliance/{test}", fix)
     settings = {**_SETTINGS, "effective_accuracy_log_sampling_target": _SAMPLING[test]}
+    settings |= {"effective_performance_issue_unique": True} if test != "TEST06" else {}
     for key, value in settings.items():
         if log.values.get(key) != value:
             what = f"{key} is {log.show(key)}, and {test} sets {value}"
-            yield error(log.path, what, f"[verifier] {test}, audit.config", fix)
+            yield error(log.path, what, f"compliance/{test}, audit.config", fix)

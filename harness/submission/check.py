@@ -6,8 +6,9 @@ Nothing is changed and nothing in a package is trusted: what cannot be read is a
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from harness.submission.claim import (
     official_name,
     spelt,
 )
-from harness.submission.contents import Unreadable, read_object
+from harness.submission.contents import Unreadable, read_bytes, read_object
 from harness.submission.description import (
     check_description,
     check_measurements,
@@ -47,13 +48,24 @@ from harness.submission.layout import (
 )
 from harness.submission.logs import DetailLog
 from harness.submission.performance import INFERRED, check_performance, check_user_conf, tokens_per_sample
-from harness.submission.problem import Problem, as_json, counts, error, graded, note, problems_text, sorted_problems
+from harness.submission.problem import (
+    Problem,
+    as_json,
+    clean,
+    counts,
+    error,
+    graded,
+    note,
+    problems_text,
+    shown_place,
+    sorted_problems,
+)
 from harness.submission.provenance import check_provenance
 from harness.submission.scores import check_accuracy_log, check_answers, check_lengths, check_scores
 from harness.submission.tree import Package, Scenario, Submitter
 from sut.errors import ConfigError, SetupError
 
-LOADER = "[checker] loader.py"
+LOADER = "submission_checker, loader.py"
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,9 @@ def check(root: Path, submitter: str | None = None, originals: Path | None = Non
     if default_file("mlperf.conf") is None:
         raise SetupError("the round's mlperf.conf is not there: install the harness whole, or run in its checkout.")
     package = tree.walk(root, submitter)
+    if submitter is not None and not package.submitters:
+        there = sorted({each.name for each in tree.walk(root).submitters})
+        raise ConfigError(f"{root} holds no submitter {submitter!r}: there is {clean(', '.join(there)) or 'none'}.")
     problems = sorted_problems(_check_package(package, submitter, originals), root)
     checked = sum(1 for scenario in package.scenarios if _benchmark(scenario) in CHECKED)
     return Report(root, len(package.scenarios), checked, tuple(problems))
@@ -118,6 +133,31 @@ def _check_package(package: Package, submitter: str | None, originals: Path | No
         for system in sorted({scenario.system for scenario in package.of(each)}):
             yield from check_description(each, system)
             yield from _check_system(package, each, system, originals)
+        yield from _check_repeated(package.of(each))
+
+
+def _check_repeated(places: Iterable[Scenario]) -> Iterator[Problem]:
+    """No log stands under two results: each is a test of its own, but for those that an edge system may infer."""
+    seen: dict[bytes, tuple[Scenario, Path]] = {}
+    for place in (each for each in places if _benchmark(each) in CHECKED):
+        for path in (
+            place.performance / DETAIL,
+            place.accuracy / DETAIL,
+            place.audit("TEST06") / "accuracy" / ACCURACY,
+        ):
+            try:
+                digest = hashlib.sha256(read_bytes(path)).digest()
+            except Unreadable:
+                continue  # said where the file is judged
+            other, first = seen.setdefault(digest, (place, path))
+            if other != place and (spelt(other.name), spelt(place.name)) not in _SHARED:
+                what = f"this is the very file of {shown_place(first, place.submitter.root)}"
+                rule = "inference_rules.adoc: each result is a test of its own; the checker of v6.1 does not compare"
+                yield error(path, what, rule, "run the test for this result")
+
+
+# Scenarios in the order of their directories' names, of which one may be inferred from the other.
+_SHARED = {tuple(sorted(pair)) for pair in INFERRED}
 
 
 def _check_system(package: Package, submitter: Submitter, system: str, originals: Path | None) -> Iterator[Problem]:
@@ -155,9 +195,8 @@ def _check_benchmark(
         yield note(folder, what, f"round {ROUND}", "run the official checker on it")
         return
     if name not in CHECKED:
-        dropped = name in DROPPED
-        what = f"the round {ROUND} has {'no longer' if dropped else 'no'} benchmark of this name"
-        rule = f"[checker] constants.py; {LOADER} crashes on it"
+        what = f"the round {ROUND} has no benchmark of this name" + (" any more" if name in DROPPED else "")
+        rule = f"submission_checker, constants.py; {LOADER} crashes on it"
         yield error(folder, what, rule, f"remove it, or use one of the round's names, such as {', '.join(CHECKED)}")
         return
     claims = []
@@ -227,9 +266,8 @@ def check_result(claim: Claim, network: bool, types: frozenset[str], originals: 
         yield from check_accuracy_log(found, _as_run(claim, found, types)[0], network)
         yield from check_summary(found, place.accuracy, performance=False)
     yield from check_scores(claim)
-    original = originals / (place.accuracy / ACCURACY).relative_to(place.submitter.root) if originals else None
-    yield from check_answers(claim, original)
-    for audited in check_audits(claim) if claim.strict else ():
+    yield from check_answers(claim, originals)
+    for audited in check_audits(claim, originals) if claim.strict else ():
         if isinstance(audited, Problem):
             yield audited
         else:
@@ -244,7 +282,9 @@ def _as_run(claim: Claim, log: DetailLog, types: frozenset[str]) -> tuple[Claim,
     if run == claim.loadgen_scenario or (run, claim.scenario) not in INFERRED or "edge" not in types:
         return claim, []
     what = f"the result of {claim.scenario} is inferred from {run}"
-    found = note(claim.folder, what, "[checker] inferred_check: edge systems may", f"run {claim.scenario} itself")
+    found = note(
+        claim.folder, what, "submission_checker, inferred_check: edge systems may", f"run {claim.scenario} itself"
+    )
     return replace(claim, scenario=str(run)), [found]
 
 
@@ -253,7 +293,7 @@ def _has_loadgen_logs(place: Scenario) -> bool:
 
 
 def _endpoints(claim: Claim) -> Iterator[Problem]:
-    rule = "[checker] ENDPOINTS_ALLOWED_MODELS"
+    rule = "submission_checker, ENDPOINTS_ALLOWED_MODELS"
     if claim.row.name in ENDPOINTS:
         what = "the result was made with mlcommons/endpoints and is not checked here"
         yield note(claim.folder, what, rule, "run the official checker on it")

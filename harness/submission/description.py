@@ -26,9 +26,9 @@ from harness.submission.fields import (
 from harness.submission.problem import Problem, clean, error, shown, warning
 from harness.submission.tree import REHEARSAL, Submitter
 
-SYSTEM = "[checker] system_check.py"
-MEASURED = "[checker] measurements_checks.py"
-GUIDE = "[guide] closed datacenter systems describe ECC memory and their network"
+SYSTEM = "submission_checker, system_check.py"
+MEASURED = "submission_checker, measurements_checks.py"
+GUIDE = "Submission_Guidelines.md: closed datacenter systems describe ECC memory and their network"
 REHEARSED = "DESIGN, the echo backend: no model answers"
 RUN_AGAIN = "run the benchmark on a real system and pack that"
 
@@ -157,7 +157,9 @@ def check_measurements(claim: Claim) -> Iterator[Problem]:
             yield error(path, f"the field {key} is missing", MEASURED, f"add {key}")
     if claim.strict and _says_yes(content.get("retraining")):
         what = f"retraining is {shown(content['retraining'])}"
-        yield error(path, what, "[rules] closed: no retraining", 'write "No", or submit to the open division')
+        yield error(
+            path, what, "inference_rules.adoc, closed: no retraining", 'write "No", or submit to the open division'
+        )
     if content.get("rehearsal"):
         yield error(path, "this is a rehearsal: no model answered; it cannot be submitted", REHEARSED, RUN_AGAIN)
 
@@ -180,4 +182,6 @@ def check_readme(claim: Claim) -> Iterator[Problem]:
     elif text.lstrip("\ufeff# *\t").startswith(REHEARSAL):
         yield error(path, "this is a rehearsal: no model answered; it cannot be submitted", REHEARSED, RUN_AGAIN)
     elif found := _UNWRITTEN.search(text):
-        yield warning(path, f"README.md says {clean(repr(found.group()))}", "[guide] reproducible", fix)
+        yield warning(
+            path, f"README.md says {clean(repr(found.group()))}", "Submission_Guidelines.md: reproducible", fix
+        )

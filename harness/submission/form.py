@@ -18,7 +18,7 @@ from harness.submission.logs import DetailLog, read_detail_log, read_summary
 from harness.submission.problem import Problem, clean, error, warning
 from harness.submission.tree import SUMMARY
 
-WHOLE = "[loadgen] logging.cc: a log is LoadGen's lines alone, from loadgen_version to power_end"
+WHOLE = "loadgen/logging.cc: a log is LoadGen's lines alone, from loadgen_version to power_end"
 AGAIN = "put the log as LoadGen wrote it, or run the test again"
 SEEDS = ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed")
 
@@ -87,7 +87,7 @@ def check_version(log: DetailLog) -> Iterator[Problem]:
         yield warning(log.path, f"LoadGen is {clean(log.version)}, newer than the round's", rule, fix)
     if log.values.get("loadgen_git_status_message", "") != "":
         what = "LoadGen was built with changes that were not committed"
-        yield error(log.path, what, "[loadgen] version.cc", fix)
+        yield error(log.path, what, "loadgen/version.cc", fix)
 
 
 def check_errors(log: DetailLog) -> Iterator[Problem]:
@@ -108,7 +108,9 @@ def check_seeds(log: DetailLog, limits: Mapping[str, Number]) -> Iterator[Proble
     if wrong:
         said = f"{wrong[0]} is {log.show(wrong[0])}, and the round's is {limits[wrong[0].partition('_')[2]]}"
         what = f"the seeds are not those of round {ROUND}: {said}"
-        yield error(log.path, what, "[conf]; [checker] seeds_check", "run again with the round's LoadGen")
+        yield error(
+            log.path, what, "loadgen/mlperf.conf; submission_checker, seeds_check", "run again with the round's LoadGen"
+        )
 
 
 def says_audit(log: DetailLog) -> bool:
@@ -172,12 +174,14 @@ _VERDICTS = {
 def check_summary(log: DetailLog, folder: Path, performance: bool) -> Iterator[Problem]:
     """mlperf_log_summary.txt is there and says what the detail log says; in accuracy mode it only counts errors."""
     path = folder / SUMMARY
-    rule = "[loadgen] results.cc writes both logs from the same figures; the checker of v6.1 does not look"
+    rule = "loadgen/results.cc writes both logs from the same figures; the checker of v6.1 does not look"
     try:
         said = read_summary(path)
     except Unreadable as fault:
         yield error(path, f"the summary {fault}", "submission_structure.md; the checker of v6.1 does not look", AGAIN)
         return
+    if "power_end" not in log.values:
+        return  # there is nothing to compare with; check_whole says so
     if performance and "Result is" not in said:
         yield error(path, "the summary holds no verdict", rule, AGAIN)
         return
@@ -194,13 +198,13 @@ def check_summary(log: DetailLog, folder: Path, performance: bool) -> Iterator[P
 def _differences(said: Mapping[str, str], log: DetailLog) -> Iterator[str]:
     for label, key in _WORDS.items():
         if label in said and said[label].replace(" ", "") != log.text(key).replace(" ", ""):
-            yield f"{label} is {clean(said[label])} and {key} is {log.show(key)}"
+            yield f"{label!r} is {clean(said[label])} and {key} is {log.show(key)}"
     for label, key in _VERDICTS.items():
         if label in said and (said[label] == "Yes") is not (log.values.get(key) is True):
-            yield f"{label} is {clean(said[label])} and {key} is {log.show(key)}"
+            yield f"{label!r} is {clean(said[label])} and {key} is {log.show(key)}"
     for label, key in _FIGURES.items():
         if label in said and not _same(said[label], log.number(key)):
-            yield f"{label} is {clean(said[label])} and {key} is {log.show(key)}"
+            yield f"{label!r} is {clean(said[label])} and {key} is {log.show(key)}"
 
 
 def _same(text: str, logged: int | float | None) -> bool:

@@ -137,7 +137,7 @@ def check_submitter(submitter: Submitter, scenarios: Iterable[Scenario]) -> Iter
 
 
 def _check_source(submitter: Submitter, scenarios: Iterable[Scenario]) -> Iterator[Problem]:
-    rule = f"[checker] measurements_checks.py; {STRUCTURE} calls it code"
+    rule = f"submission_checker, measurements_checks.py; {STRUCTURE} calls it code"
     held = folders(submitter.source)
     if not held and not files(submitter.source):
         code = os.path.isdir(submitter.folder / "code")
@@ -190,7 +190,7 @@ def check_extras(place: Scenario) -> Iterator[Problem]:
 
 def check_round_conf(place: Scenario, limits: Mapping[str, Number]) -> Iterator[Problem]:
     """mlperf.conf may lie beside a result, and is then the round's; LoadGen reads its own copy alone."""
-    path, rule = place.folder / "mlperf.conf", "[conf] the round's mlperf.conf; LoadGen reads its own copy alone"
+    path, rule = place.folder / "mlperf.conf", "loadgen/mlperf.conf; LoadGen reads its own copy alone"
     if not os.path.lexists(path):
         return
     try:

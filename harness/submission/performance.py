@@ -22,8 +22,8 @@ from harness.submission.logs import DetailLog
 from harness.submission.problem import Problem, clean, error, graded, warning
 from sut.errors import ConfigError
 
-CONF = "[conf] the settings of the round"
-CHECKER = "[checker] performance_check.py"
+CONF = "loadgen/mlperf.conf: the settings of the round"
+CHECKER = "submission_checker, performance_check.py"
 PASSED_OVER = "the checker of v6.1 passes it over"
 NS = 1e9
 
@@ -49,6 +49,8 @@ def check_performance(log: DetailLog, claim: Claim, network: bool) -> Iterator[P
     yield from check_identity(log, claim, "PerformanceOnly", network)
     yield from _check_real(log)
     yield from _check_settings(log, claim)
+    if "power_end" not in log.values:
+        return  # a log without its end has no result; check_whole says so
     yield from _check_verdict(log, claim)
     yield from _check_duration(log, claim)
     yield from _check_count(log, claim)
@@ -69,10 +71,17 @@ def check_identity(log: DetailLog, claim: Claim, mode: str, network: bool) -> It
         yield error(log.path, "token latencies are not on", f"{CHECKER} llm_check", _RERUN)
     if network and NETWORK_SUT not in log.text("sut_name"):
         what = f"the SUT is called {log.show('sut_name')}, and over a network its name has {NETWORK_SUT!r} in it"
-        yield error(log.path, what, f"{CHECKER} network_check; [rules] QDL", "name the SUT so in ConstructQDL")
+        yield error(
+            log.path, what, f"{CHECKER} network_check; inference_rules.adoc, QDL", "name the SUT so in ConstructQDL"
+        )
     if not network and NETWORK_SUT in log.text("sut_name"):
         what = f"the SUT is called {log.show('sut_name')}, and the system is not described as behind a network"
-        yield error(log.path, what, "[rules] network division", "move to the network division and describe the network")
+        yield error(
+            log.path,
+            what,
+            "inference_rules.adoc, network division",
+            "move to the network division and describe the network",
+        )
 
 
 _RERUN = "run again with the benchmark's own settings"
@@ -86,7 +95,7 @@ def _check_real(log: DetailLog) -> Iterator[Problem]:
     for key, plain in _PLAIN.items():
         if log.values.get(key, plain) != plain:
             what = f"{key} is {log.show(key)}, as in an audit or an experiment"
-            yield error(log.path, what, f"[conf] leaves it at {plain}; {PASSED_OVER}", _RERUN)
+            yield error(log.path, what, f"loadgen/mlperf.conf leaves it at {plain}; {PASSED_OVER}", _RERUN)
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
@@ -105,7 +114,9 @@ def _check_settings(log: DetailLog, claim: Claim) -> Iterator[Problem]:
     total = log.number("qsl_reported_total_count")
     if total != row.samples and claim.strict:
         what = f"the sample library has {log.show('qsl_reported_total_count')} samples, and the dataset {row.samples}"
-        yield error(log.path, what, f"[rules] the benchmark's dataset; {PASSED_OVER}", "run on the whole dataset")
+        yield error(
+            log.path, what, f"inference_rules.adoc, the benchmark's dataset; {PASSED_OVER}", "run on the whole dataset"
+        )
     if claim.loadgen_scenario == "Server":
         yield from _check_server_settings(log, claim)
 
@@ -144,15 +155,16 @@ def _check_server_settings(log: DetailLog, claim: Claim) -> Iterator[Problem]:
 def _check_verdict(log: DetailLog, claim: Claim) -> Iterator[Problem]:
     verdict = log.values.get("result_validity")
     if verdict != "VALID":
-        reason = log.text("result_invalid_reason").strip()
-        what = f"LoadGen says {log.show('result_validity')}" + (f": {clean(reason, 200)}" if reason else "")
-        rule = f"[rules] a result is VALID; {PASSED_OVER}"
+        reason, said = log.text("result_invalid_reason").strip(), "result_validity" in log.values
+        what = f"LoadGen says {log.show('result_validity')}" if said else "the log holds no verdict of LoadGen's"
+        what += f": {clean(reason, 200)}" if reason else ""
+        rule = f"inference_rules.adoc, a result is VALID; {PASSED_OVER}"
         yield error(log.path, what, rule, "tune the load or the system and run the test again")
     met = ["result_min_duration_met", "result_min_queries_met", "early_stopping_met"]
     met += ["result_perf_constraints_met"] if claim.loadgen_scenario == "Server" else []
     for key in met:
         if log.values.get(key) is not True:
-            rule = f"{CHECKER} latency_check" if key == "early_stopping_met" else f"[loadgen] results.cc; {PASSED_OVER}"
+            rule = f"{CHECKER} latency_check" if key == "early_stopping_met" else f"loadgen/results.cc; {PASSED_OVER}"
             why = clean(f"{log.text('early_stopping_ttft_result')} {log.text('early_stopping_tpot_result')}".strip())
             what = f"{key} is {log.show(key)}" + (f" ({why})" if key == "early_stopping_met" and why else "")
             yield error(log.path, what, rule, "tune the load or the system and run the test again")
@@ -202,7 +214,7 @@ def samples_of(log: DetailLog) -> Number | None:
 def _check_count(log: DetailLog, claim: Claim) -> Iterator[Problem]:
     """Every sample of the dataset issued equally often, and every query that was generated measured."""
     issued, loaded = samples_of(log), log.values.get("loaded_qsl_set")
-    rule = f"[loadgen] loadgen.cc, sample_concatenate_permutation; {PASSED_OVER}"
+    rule = f"loadgen/loadgen.cc, sample_concatenate_permutation; {PASSED_OVER}"
     if issued is None or issued <= 0:
         yield error(log.path, "the log does not say how many queries were generated", WHOLE, AGAIN)
         return
@@ -230,7 +242,7 @@ def _check_figures(log: DetailLog, claim: Claim) -> Iterator[Problem]:
     said = list(_contradictions(log, claim))
     if said:
         more = f" (and {len(said) - 1} more contradictions)" if len(said) > 1 else ""
-        rule = f"[loadgen] results.cc computes all figures from the same samples; {PASSED_OVER}"
+        rule = f"loadgen/results.cc computes all figures from the same samples; {PASSED_OVER}"
         yield error(log.path, f"the log contradicts itself: {said[0]}{more}", rule, AGAIN)
 
 
@@ -342,7 +354,7 @@ def _when(text: str) -> datetime | None:
 def check_user_conf(log: DetailLog | None, claim: Claim) -> Iterator[Problem]:
     """user.conf is there, and with the round's mlperf.conf explains the settings that the log reports."""
     path = claim.place.user_conf
-    rule = "[checker] measurements_checks.py"
+    rule = "submission_checker, measurements_checks.py"
     try:
         text = read_text(path)
     except Unreadable as fault:
@@ -355,7 +367,7 @@ def check_user_conf(log: DetailLog | None, claim: Claim) -> Iterator[Problem]:
         conf = read_conf(path, refuse=False)
     except ConfigError as fault:
         what = clean(str(fault).rstrip(".").removeprefix(f"{path}, "))
-        yield error(path, what, "[loadgen] test_settings_internal.cc would skip or misread it", "mend the line")
+        yield error(path, what, "loadgen/test_settings_internal.cc would skip or misread it", "mend the line")
         return
     for (model, scenario, key), _ in sorted(conf.items()):
         if model in ("*", claim.model_key):
@@ -374,7 +386,7 @@ def _refused(path: Path, model: str, scenario: str, key: str) -> Iterator[Proble
     try:
         refuse_key(model, scenario, key, clean(f"{model}.{scenario}.{key}"))
     except ConfigError as fault:
-        rule = "[loadgen] test_settings_internal.cc skips it without a word"
+        rule = "loadgen/test_settings_internal.cc skips it without a word"
         yield warning(path, clean(str(fault).rstrip(".")), rule, "remove the line")
 
 

@@ -56,7 +56,7 @@ def shown(value: object) -> str:
     return clean(repr(value) if isinstance(value, str) else json.dumps(value))
 
 
-def place(path: Path, root: Path) -> str:
+def shown_place(path: Path, root: Path) -> str:
     """A path as it is shown: from the package's root on."""
     text = os.fspath(path.relative_to(root)) if path.is_relative_to(root) else os.fspath(path)
     return clean(text, longest=4096)
@@ -65,7 +65,7 @@ def place(path: Path, root: Path) -> str:
 def as_json(problem: Problem, root: Path) -> dict[str, str]:
     return {
         "level": problem.level,
-        "path": place(problem.path, root),
+        "path": shown_place(problem.path, root),
         "what": clean(problem.what),
         "rule": clean(problem.rule),
         "fix": clean(problem.fix),
@@ -74,7 +74,7 @@ def as_json(problem: Problem, root: Path) -> dict[str, str]:
 
 def sorted_problems(problems: Iterable[Problem], root: Path) -> list[Problem]:
     """The graver first, then by place; the same said twice of one place is said once."""
-    return sorted(set(problems), key=lambda each: (LEVELS.index(each.level), place(each.path, root), each.what))
+    return sorted(set(problems), key=lambda each: (LEVELS.index(each.level), shown_place(each.path, root), each.what))
 
 
 def counts(problems: Iterable[Problem]) -> dict[str, int]:
@@ -87,7 +87,7 @@ def problems_text(problems: Sequence[Problem], root: Path) -> str:
     said: dict[tuple[str, str, str, str], list[str]] = {}
     for problem in problems:
         key = (problem.level, clean(problem.what), clean(problem.rule), clean(problem.fix))
-        said.setdefault(key, []).append(place(problem.path, root))
+        said.setdefault(key, []).append(shown_place(problem.path, root))
     blocks = []
     for (level, what, rule, fix), where in said.items():
         lines = [f"{level}: {what}.", *(f"    {each}" for each in where)]

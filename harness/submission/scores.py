@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from harness.answers import Entry
 from harness.benchmarks import Benchmark
 from harness.results import ACCURACY
 from harness.submission.claim import Claim
@@ -24,8 +23,8 @@ from harness.submission.performance import PASSED_OVER, check_identity
 from harness.submission.problem import Problem, clean, error, graded, note, warning
 from harness.submission.tree import GAP, KEPT, LONGEST, SCORES, truncated
 
-CHECKER = "[checker] accuracy_check.py"
-TRUNCATE = "[truncate]"
+CHECKER = "submission_checker, accuracy_check.py"
+TRUNCATE = "truncate_accuracy_log.py"
 SCORE_AGAIN = "score the untruncated log again with `python -m harness accuracy` or the reference's script"
 SHORTEN = "run truncate_accuracy_log.py once on the whole log, and keep the original"
 
@@ -42,7 +41,7 @@ def check_accuracy_log(log: DetailLog, claim: Claim, network: bool) -> Iterator[
         what = f"the run covered {log.show(key)} samples, and the dataset has {expected}"
         yield graded(claim.strict, log.path, what, f"{CHECKER} dataset_check", "run accuracy on the whole dataset")
     elif fault := _coverage(log, expected):
-        yield error(log.path, fault, f"[loadgen] accuracy mode loads each sample once; {PASSED_OVER}", AGAIN)
+        yield error(log.path, fault, f"loadgen/loadgen.cc: accuracy mode loads each sample once; {PASSED_OVER}", AGAIN)
 
 
 def _coverage(log: DetailLog, expected: int) -> str | None:
@@ -102,7 +101,7 @@ def check_scores(claim: Claim) -> Iterator[Problem]:
 def _check_metric(path: Path, claim: Claim, metric: str, values: list[float], text: str) -> Iterator[Problem]:
     target = claim.row.targets[metric]
     if not values:
-        shown = re.search(rf"'{metric}':\s*(\S{{1,60}})", text)
+        shown = re.search(rf"'{metric}':\s*([^\s,]{{1,60}})", text)
         what = f"{metric} is not there" if shown is None else f"{metric} stands there as {clean(shown[1])}"
         if shown and "np." in shown[1]:
             what += ", as numpy 2 prints its own numbers; the checker cannot read that"
@@ -150,7 +149,7 @@ def check_lengths(claim: Claim, measured: float | None) -> Iterator[Problem]:
     if len(scored) == 1 and abs(measured - scored[0]) > 0.05 * scored[0]:
         what = f"the scored answers have {scored[0]:g} tokens on average, those of the performance run {measured:.1f}"
         fix = "explain it, or run both with the same settings"
-        yield warning(path, what, "[rules] both runs serve the same model in the same way", fix)
+        yield warning(path, what, "inference_rules.adoc, both runs serve the same model in the same way", fix)
 
 
 # -- the answers ------------------------------------------------------------------------------------------------------
@@ -161,7 +160,12 @@ def said_hash(text: str) -> list[str]:
     return re.findall(r"^hash=(\w+)$", text, re.MULTILINE)
 
 
-def check_answers(claim: Claim, original: Path | None) -> Iterator[Problem]:
+def original_of(path: Path, claim: Claim, originals: Path) -> Path:
+    """Where the whole of a truncated log lies, as truncate_accuracy_log.py leaves it in its --backup."""
+    return originals / path.relative_to(claim.place.submitter.root)
+
+
+def check_answers(claim: Claim, originals: Path | None) -> Iterator[Problem]:
     """mlperf_log_accuracy.json is truncated as it must be, and its hash is the original's where that is given."""
     path, scores = claim.place.accuracy / ACCURACY, claim.place.accuracy / SCORES
     try:
@@ -180,11 +184,13 @@ def check_answers(claim: Claim, original: Path | None) -> Iterator[Problem]:
     if len(set(digests)) != 1 or not re.fullmatch(r"[0-9a-f]{64}", digests[0]):
         what = f"accuracy.txt gives {len(set(digests))} hashes" if len(set(digests)) != 1 else "the hash is no SHA-256"
         yield error(scores, what, f"{CHECKER}, {TRUNCATE}: one line hash=<sha256 of the whole log>", SHORTEN)
-    elif original is None:
+    elif originals is None:
         what = "the hash cannot be verified here, for the whole log is not given"
         yield note(scores, what, TRUNCATE, "give the folder of the originals with --originals")
     else:
-        yield from _check_original(claim, original, digests[0])
+        original = original_of(path, claim, originals)
+        yield from check_original(path, original, scores)
+        yield from _check_entries(path, original, scores, claim.row)
 
 
 def _check_truncated(path: Path) -> Iterator[Problem]:
@@ -215,43 +221,40 @@ def _is_answer(row: str) -> bool:
     return isinstance(answer, dict) and {"seq_id", "qsl_idx", "data"} <= set(answer)
 
 
-def _check_original(claim: Claim, original: Path, digest: str) -> Iterator[Problem]:
-    """The whole log: its hash, its ends, each sample exactly once, and as many tokens as accuracy.txt says."""
-    path, scores = claim.place.accuracy / ACCURACY, claim.place.accuracy / SCORES
+def check_original(path: Path, original: Path, scores: Path) -> Iterator[Problem]:
+    """The whole of a truncated log has the hash in accuracy.txt and the ends in the package."""
     try:
         size_of(original)
         content = original.read_bytes()
+    except (Unreadable, OSError) as fault:
+        why = fault.strerror if isinstance(fault, OSError) else fault
+        yield error(path, f"its original {why} among the originals", TRUNCATE, "give the folder of the originals")
+        return
+    try:
+        digests = said_hash(read_text(scores))
+        ends = read_bytes(path)
     except Unreadable as fault:
-        yield error(path, f"its original {fault} among the originals", TRUNCATE, "give the folder of the originals")
+        yield error(
+            path, f"it cannot be compared with its original: {path.name} or {scores.name} {fault}", TRUNCATE, SHORTEN
+        )
         return
-    except OSError as fault:
-        yield error(path, f"its original cannot be read ({fault.strerror})", TRUNCATE, "make it readable")
-        return
-    if hashlib.sha256(content).hexdigest() != digest:
+    if hashlib.sha256(content).hexdigest() not in digests:
         what = "the hash in accuracy.txt is not that of the original log"
         yield error(scores, what, f"{TRUNCATE}; the checker of v6.1 does not compare", SHORTEN)
-    try:
-        if read_bytes(path) != truncated(content):
-            what = "the accuracy log is not the truncated form of the original"
-            yield error(path, what, f"{TRUNCATE}; the checker of v6.1 does not compare", SHORTEN)
-    except Unreadable:
-        pass  # said already
+    if ends != truncated(content):
+        what = "the accuracy log is not the truncated form of the original"
+        yield error(path, what, f"{TRUNCATE}; the checker of v6.1 does not compare", SHORTEN)
+
+
+def _check_entries(path: Path, original: Path, scores: Path, row: Benchmark) -> Iterator[Problem]:
+    """In the whole log each sample is answered exactly once, and as long as accuracy.txt says."""
     try:
         entries = read_answers(original)
     except Unreadable as fault:
-        yield error(path, f"its original {clean(str(fault))}", "[loadgen] logging.cc", AGAIN)
+        if not fault.missing:
+            yield error(path, f"its original {clean(str(fault))}", "loadgen/logging.cc", AGAIN)
         return
-    yield from check_entries(path, scores, entries, claim.row)
-
-
-def check_entries(path: Path, scores: Path, entries: list[Entry], row: Benchmark) -> Iterator[Problem]:
-    """Exactly once, and the length that accuracy.txt gives."""
-    answered, expected = Counter(entry.index for entry in entries), row.accuracy_samples
-    missing = expected - sum(1 for index in answered if 0 <= index < expected)
-    twice = sum(1 for count in answered.values() if count > 1)
-    strange = sum(1 for index in answered if not 0 <= index < expected)
-    if missing or twice or strange:
-        what = f"of {expected} samples {missing} have no answer, {twice} several, and {strange} are of no dataset"
+    for what in answered_faults([entry.index for entry in entries], row.accuracy_samples):
         yield error(path, what, f"each sample is answered exactly once; {PASSED_OVER}", "run accuracy again")
     try:
         said = read_scores(read_text(scores), {"tokens_per_sample": None})["tokens_per_sample"]
@@ -262,3 +265,12 @@ def check_entries(path: Path, scores: Path, entries: list[Entry], row: Benchmark
         if not abs(mean - said[0]) <= 0.0501:
             what = f"tokens_per_sample is {said[0]:g}, and the original has {mean:.1f} int32 tokens a sample"
             yield error(scores, what, f"language/llama2-70b/evaluate-accuracy.py; {PASSED_OVER}", SCORE_AGAIN)
+
+
+def answered_faults(indices: Sequence[int], expected: int) -> Iterator[str]:
+    """What keeps a list of answered samples from being each of `expected` exactly once."""
+    answered = Counter(indices)
+    strange = sum(1 for index in answered if not 0 <= index < expected)
+    missing, twice = expected - (len(answered) - strange), sum(1 for count in answered.values() if count > 1)
+    if missing or twice or strange:
+        yield f"of {expected} samples {missing} have no answer, {twice} several, and {strange} are of no dataset"

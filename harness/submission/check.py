@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.benchmarks import find
 from harness.conf import default_file
-from harness.results import ACCURACY, DETAIL
+from harness.results import DETAIL
 from harness.submission import tree
 from harness.submission.audits import check_audits
 from harness.submission.claim import (
@@ -25,7 +25,7 @@ from harness.submission.claim import (
     OTHERS,
     ROUND,
     Claim,
-    claim,
+    claimed,
     official_name,
     spelt,
 )
@@ -37,6 +37,7 @@ from harness.submission.description import (
     is_network,
     system_types,
 )
+from harness.submission.figures import tokens_per_sample
 from harness.submission.form import check_summary, open_log, same_loadgen
 from harness.submission.layout import (
     STRUCTURE,
@@ -47,7 +48,7 @@ from harness.submission.layout import (
     check_submitter,
 )
 from harness.submission.logs import DetailLog
-from harness.submission.performance import INFERRED, check_performance, check_user_conf, tokens_per_sample
+from harness.submission.performance import INFERRED, check_performance
 from harness.submission.problem import (
     Problem,
     as_json,
@@ -63,6 +64,7 @@ from harness.submission.problem import (
 from harness.submission.provenance import check_provenance
 from harness.submission.scores import check_accuracy_log, check_answers, check_lengths, check_scores
 from harness.submission.tree import Package, Scenario, Submitter
+from harness.submission.user_conf import check_user_conf
 from sut.errors import ConfigError, SetupError
 
 LOADER = "submission_checker, loader.py"
@@ -140,11 +142,7 @@ def _check_repeated(places: Iterable[Scenario]) -> Iterator[Problem]:
     """No log stands under two results: each is a test of its own, but for those that an edge system may infer."""
     seen: dict[bytes, tuple[Scenario, Path]] = {}
     for place in (each for each in places if _benchmark(each) in CHECKED):
-        for path in (
-            place.performance / DETAIL,
-            place.accuracy / DETAIL,
-            place.audit("TEST06") / "accuracy" / ACCURACY,
-        ):
+        for path in (place.performance / DETAIL, place.accuracy / DETAIL):
             try:
                 digest = hashlib.sha256(read_bytes(path)).digest()
             except Unreadable:
@@ -213,7 +211,7 @@ def _check_benchmark(
             what = f"{name} has no scenario {scenario}"
             yield graded(place.submitter.division != "open", place.folder, what, LOADER, "remove it")
             continue
-        claims.append(claim(place, name, scenario))
+        claims.append(claimed(place, name, scenario))
     types = system_types(description)
     yield from _check_scenarios(folder, name, {each.scenario for each in claims}, types, places[0].submitter)
     for each in claims:
@@ -247,6 +245,7 @@ def check_result(claim: Claim, network: bool, types: frozenset[str], originals: 
     yield from check_extras(place)
     yield from check_round_conf(place, claim.limits)
     logs: dict[str, DetailLog] = {}
+    judged = claim
     for found in open_log(place.performance):
         if isinstance(found, Problem):
             yield found
@@ -257,7 +256,7 @@ def check_result(claim: Claim, network: bool, types: frozenset[str], originals: 
         yield from check_performance(found, judged, network)
         yield from check_summary(found, place.performance, performance=True)
         yield from check_lengths(claim, tokens_per_sample(found, judged))
-    yield from check_user_conf(logs.get("performance"), claim)
+    yield from check_user_conf(logs.get("performance"), judged)
     for found in open_log(place.accuracy):
         if isinstance(found, Problem):
             yield found
@@ -285,7 +284,7 @@ def _as_run(claim: Claim, log: DetailLog, types: frozenset[str]) -> tuple[Claim,
     found = note(
         claim.folder, what, "submission_checker, inferred_check: edge systems may", f"run {claim.scenario} itself"
     )
-    return replace(claim, scenario=str(run)), [found]
+    return claimed(claim.place, claim.row.name, str(run)), [found]
 
 
 def _has_loadgen_logs(place: Scenario) -> bool:

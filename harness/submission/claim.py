@@ -94,7 +94,7 @@ def spelt(name: str) -> str | None:
     return next((scenario for scenario in SCENARIOS if scenario.casefold() == name.casefold()), None)
 
 
-def claim(place: Scenario, benchmark: str, scenario: str) -> Claim:
+def claimed(place: Scenario, benchmark: str, scenario: str) -> Claim:
     """`benchmark` one of CHECKED, `scenario` one of SCENARIOS."""
     row = find(benchmark)
     loadgen_scenario = "Server" if scenario == "Interactive" else scenario

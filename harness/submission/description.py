@@ -156,10 +156,8 @@ def check_measurements(claim: Claim) -> Iterator[Problem]:
         else:
             yield error(path, f"the field {key} is missing", MEASURED, f"add {key}")
     if claim.strict and _says_yes(content.get("retraining")):
-        what = f"retraining is {shown(content['retraining'])}"
-        yield error(
-            path, what, "inference_rules.adoc, closed: no retraining", 'write "No", or submit to the open division'
-        )
+        what, fix = f"retraining is {shown(content['retraining'])}", 'write "No", or submit to the open division'
+        yield error(path, what, "inference_rules.adoc, closed: no retraining", fix)
     if content.get("rehearsal"):
         yield error(path, "this is a rehearsal: no model answered; it cannot be submitted", REHEARSED, RUN_AGAIN)
 
@@ -182,6 +180,5 @@ def check_readme(claim: Claim) -> Iterator[Problem]:
     elif text.lstrip("\ufeff# *\t").startswith(REHEARSAL):
         yield error(path, "this is a rehearsal: no model answered; it cannot be submitted", REHEARSED, RUN_AGAIN)
     elif found := _UNWRITTEN.search(text):
-        yield warning(
-            path, f"README.md says {clean(repr(found.group()))}", "Submission_Guidelines.md: reproducible", fix
-        )
+        what = f"README.md says {clean(repr(found.group()))}: it is yet to be written"
+        yield warning(path, what, "Submission_Guidelines.md: a result can be reproduced", fix)

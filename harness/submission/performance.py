@@ -7,33 +7,22 @@ inference_rules.adoc of mlcommons/inference_policies. What the checker of v6.1 l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from datetime import datetime
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Iterator
 
 from harness.benchmarks import Number
-from harness.conf import lookup, read_conf, refuse_key, reported_differences
 from harness.submission.claim import Claim
-from harness.submission.contents import Unreadable, number, read_text
 from harness.submission.fields import NETWORK_SUT
+from harness.submission.figures import FIRST_TOKEN, PER_TOKEN, contradictions, measured_seconds, samples_of
 from harness.submission.form import AGAIN, WHOLE, check_errors, check_seeds, check_version, says_audit
 from harness.submission.logs import DetailLog
-from harness.submission.problem import Problem, clean, error, graded, warning
-from sut.errors import ConfigError
+from harness.submission.problem import Problem, clean, error, graded
 
 CONF = "loadgen/mlperf.conf: the settings of the round"
 CHECKER = "submission_checker, performance_check.py"
 PASSED_OVER = "the checker of v6.1 passes it over"
-NS = 1e9
 
 # Results of one scenario that an edge system may give for another ([checker] inferred_check).
 INFERRED = (("SingleStream", "MultiStream"), ("MultiStream", "Offline"), ("SingleStream", "Offline"))
-
-PERCENTILES = ("50.00", "90.00", "95.00", "97.00", "99.00", "99.90")
-LATENCY = ("result_{}_latency_ns", "result_{}_percentile_latency_ns")
-FIRST_TOKEN = ("result_first_token_{}_latency_ns", "result_first_token_{}_percentile_latency_ns")
-PER_TOKEN = ("result_time_to_output_token_{}", "result_time_per_output_token_{}_percentile_ns")
 
 # Settings of audits and experiments; a real run has none of them.
 _PLAIN = {
@@ -186,29 +175,10 @@ def _check_limits(log: DetailLog, claim: Claim) -> Iterator[Problem]:
 
 def _check_duration(log: DetailLog, claim: Claim) -> Iterator[Problem]:
     """The test as measured lasted as long as the round asks, whatever its settings were."""
-    seconds, least = _measured(log, claim), claim.limits.get("min_duration", 0) / 1000
+    seconds, least = measured_seconds(log, claim), claim.limits.get("min_duration", 0) / 1000
     if seconds is not None and seconds < least:
         what = f"the test lasted {seconds:.1f} s, and at least {least:g} s are needed"
         yield error(log.path, what, f"{CONF}; {PASSED_OVER}", "raise target_qps, from which LoadGen derives the length")
-
-
-def _measured(log: DetailLog, claim: Claim) -> float | None:
-    """Seconds that LoadGen counts: up to the last answer (Offline), the last schedule (Server), the last issue."""
-    if claim.scenario == "Offline":
-        longest = log.number("result_max_latency_ns")
-        return None if longest is None else longest / NS
-    key = "result_scheduled_samples_per_sec" if claim.loadgen_scenario == "Server" else _QPS
-    rate, count = log.number(key), log.number("result_query_count")
-    return None if not rate or count is None else (count - 1) / rate
-
-
-_QPS = "result_qps_with_loadgen_overhead"
-
-
-def samples_of(log: DetailLog) -> Number | None:
-    """How many samples a performance test issued."""
-    queries, each = log.number("generated_query_count"), log.number("generated_samples_per_query")
-    return None if queries is None or each is None else queries * each
 
 
 def _check_count(log: DetailLog, claim: Claim) -> Iterator[Problem]:
@@ -235,174 +205,9 @@ def _is_set(loaded: object, count: Number | None) -> bool:
     return len(loaded) == len(set(loaded)) == count
 
 
-# -- figures that fit each other --------------------------------------------------------------------------------------
-
-
 def _check_figures(log: DetailLog, claim: Claim) -> Iterator[Problem]:
-    said = list(_contradictions(log, claim))
+    said = list(contradictions(log, claim))
     if said:
         more = f" (and {len(said) - 1} more contradictions)" if len(said) > 1 else ""
         rule = f"loadgen/results.cc computes all figures from the same samples; {PASSED_OVER}"
         yield error(log.path, f"the log contradicts itself: {said[0]}{more}", rule, AGAIN)
-
-
-def _contradictions(log: DetailLog, claim: Claim) -> Iterator[str]:
-    families = [LATENCY] + ([FIRST_TOKEN, PER_TOKEN] if claim.scenario != "Offline" else [])
-    for family in families:
-        yield from _disorder(log, *family)
-    if claim.scenario != "Offline":
-        for name in PERCENTILES:
-            first, whole = FIRST_TOKEN[1].format(name), LATENCY[1].format(name)
-            if _above(log.number(first), log.number(whole)):
-                yield f"{first} is above {whole}"
-    yield from _disagreeing_rates(log, claim)
-    yield from _disagreeing_clocks(log, claim)
-
-
-def _disorder(log: DetailLog, plain: str, percentile: str) -> Iterator[str]:
-    """Minimum, percentiles and maximum rise, and the mean lies between the ends."""
-    keys = [plain.format("min"), *(percentile.format(name) for name in PERCENTILES), plain.format("max")]
-    if gone := [key for key in (*keys, plain.format("mean")) if log.number(key) is None]:
-        yield f"{gone[0]} is {log.show(gone[0])}"
-        return
-    for lower, higher in pairwise(keys):
-        if _above(log.number(lower), log.number(higher)):
-            yield f"{lower} is above {higher}"
-    mean = plain.format("mean")
-    if _above(log.number(keys[0]), log.number(mean)) or _above(log.number(mean), log.number(keys[-1])):
-        yield f"{mean} is not between {keys[0]} and {keys[-1]}"
-
-
-def _above(lower: Number | None, higher: Number | None) -> bool:
-    return lower is not None and higher is not None and lower > higher
-
-
-def _near(one: float, other: float, share: float) -> bool:
-    return abs(one - other) <= share * max(abs(one), abs(other))
-
-
-def _disagreeing_rates(log: DetailLog, claim: Claim) -> Iterator[str]:
-    """Samples and tokens per second, times the time they are of, give the counts; LoadGen logs six digits."""
-    issued, tokens = samples_of(log), tokens_per_sample(log, claim)
-    if claim.scenario == "Offline":
-        rate, longest = log.number("result_samples_per_second"), log.number("result_max_latency_ns")
-        if rate is None or longest is None or issued is None or not _near(rate * longest / NS, issued, 1e-4):
-            yield "result_samples_per_second times result_max_latency_ns is not the number of samples"
-    if claim.loadgen_scenario == "Server":
-        scheduled, done = log.number("result_scheduled_samples_per_sec"), log.number("result_completed_samples_per_sec")
-        planned = log.number("generated_query_duration")
-        if not scheduled or not done or issued is None or planned is None:
-            yield "the rates of samples are missing"
-            return
-        if not _near((issued - 1) / scheduled, planned / NS, 0.01):
-            yield "result_scheduled_samples_per_sec does not fit generated_query_duration"
-        if done > scheduled * 1.0001:
-            yield "more samples were completed per second than were scheduled"
-        yield from _disagreeing_tokens(log, tokens)
-    most = claim.row.generation.max_tokens
-    if claim.scenario != "SingleStream" and (tokens is None or not 1 <= tokens <= most + 1):
-        yield f"answers have {'no' if tokens is None else f'{tokens:.1f}'} tokens on average, and 1 to {most} can be"
-
-
-def _disagreeing_tokens(log: DetailLog, tokens: float | None) -> Iterator[str]:
-    """LoadGen also logs tokens by the sum of latencies (in tokens per nanosecond)."""
-    other, mean = log.number("result_token_throughput"), log.number("result_mean_latency_ns")
-    if tokens is not None and other and mean and not _near(other * mean, tokens, 1e-3):
-        yield "result_completed_tokens_per_second and result_token_throughput tell of different numbers of tokens"
-
-
-def tokens_per_sample(log: DetailLog, claim: Claim) -> float | None:
-    """Mean tokens of an answer, out of the rates; None where LoadGen logs none."""
-    if claim.scenario == "Offline":
-        tokens, samples = log.number("result_tokens_per_second"), log.number("result_samples_per_second")
-        return tokens / samples if tokens is not None and samples else None
-    tokens, samples = log.number("result_completed_tokens_per_second"), log.number("result_completed_samples_per_sec")
-    count = log.number("result_query_count")
-    return tokens / samples * (count - 1) / count if tokens is not None and samples and count else None
-
-
-def _disagreeing_clocks(log: DetailLog, claim: Claim) -> Iterator[str]:
-    """The wall clock, the log's own clock and the measured time are of one test."""
-    wall = wall_seconds(log)
-    if wall is None:
-        yield "power_begin and power_end are no times"
-        return
-    end = next((line.time_ms / 1000 for line in log.lines if line.key == "power_end"), 0.0)
-    if wall > 1.01 * end + 1:
-        yield f"the test took {wall:.1f} s by the wall clock, and the log ended after {end:.1f} s"
-    measured = _measured(log, claim)
-    if measured is not None and measured > 1.01 * wall + 1:
-        yield f"{measured:.1f} s were measured in a test that took {wall:.1f} s"
-
-
-def wall_seconds(log: DetailLog) -> float | None:
-    """From power_begin to power_end, which LoadGen writes as local times."""
-    begin, end = (_when(log.text(key)) for key in ("power_begin", "power_end"))
-    return None if begin is None or end is None else (end - begin).total_seconds()
-
-
-def _when(text: str) -> datetime | None:
-    try:
-        return datetime.strptime(text, "%m-%d-%Y %H:%M:%S.%f")
-    except ValueError:
-        return None
-
-
-# -- user.conf --------------------------------------------------------------------------------------------------------
-
-
-def check_user_conf(log: DetailLog | None, claim: Claim) -> Iterator[Problem]:
-    """user.conf is there, and with the round's mlperf.conf explains the settings that the log reports."""
-    path = claim.place.user_conf
-    rule = "submission_checker, measurements_checks.py"
-    try:
-        text = read_text(path)
-    except Unreadable as fault:
-        yield error(path, f"user.conf {fault}", rule, "put the user.conf that LoadGen read")
-        return
-    if not text.strip():
-        yield error(path, "user.conf is empty", rule, "put the user.conf that LoadGen read")
-        return
-    try:
-        conf = read_conf(path, refuse=False)
-    except ConfigError as fault:
-        what = clean(str(fault).rstrip(".").removeprefix(f"{path}, "))
-        yield error(path, what, "loadgen/test_settings_internal.cc would skip or misread it", "mend the line")
-        return
-    for (model, scenario, key), _ in sorted(conf.items()):
-        if model in ("*", claim.model_key):
-            yield from _refused(path, model, scenario, key)
-    if log is not None:
-        asked = _asked(conf, claim)
-        reported = {key: value for key in log.values if (value := _plain(log.values[key])) is not None}
-        for difference in reported_differences(asked, claim.loadgen_scenario, reported):
-            rule = "submission_structure.md: the user.conf of this result; the checker of v6.1 does not compare"
-            yield error(
-                path, f"with the round's mlperf.conf, {difference}", rule, "put the user.conf that this run read"
-            )
-
-
-def _refused(path: Path, model: str, scenario: str, key: str) -> Iterator[Problem]:
-    try:
-        refuse_key(model, scenario, key, clean(f"{model}.{scenario}.{key}"))
-    except ConfigError as fault:
-        rule = "loadgen/test_settings_internal.cc skips it without a word"
-        yield warning(path, clean(str(fault).rstrip(".")), rule, "remove the line")
-
-
-def _plain(value: object) -> Number | None:
-    return value if isinstance(value, bool) else number(value)
-
-
-def _asked(conf: Mapping[tuple[str, str, str], Number], claim: Claim) -> dict[str, Number]:
-    """What LoadGen runs with: user.conf before the round's settings; without a target_qps it takes 1."""
-    keys = {key for _, _, key in conf} | set(claim.limits)
-    own = {key: lookup(dict(conf), claim.model_key, claim.loadgen_scenario, key) for key in keys}
-    asked = dict(claim.limits) | {key: value for key, value in own.items() if value is not None}
-    return {key: value for key, value in asked.items() if key not in _UNREPORTED} | {
-        "target_qps": asked.get("target_qps", 1.0)
-    }
-
-
-# LoadGen reports the seeds apart (check_seeds).
-_UNREPORTED = frozenset({"qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"})

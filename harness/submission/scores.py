@@ -51,7 +51,7 @@ def _coverage(log: DetailLog, expected: int) -> str | None:
     samples = [index for each in loaded for index in each]
     if len(samples) != expected or set(samples) != set(range(expected)):
         return (
-            f"the run loaded {len(set(samples))} different samples in {len(samples)}, and not each of {expected} once"
+            f"{len(samples)} samples were loaded, {len(set(samples))} different ones, and not each of {expected} once"
         )
     return None
 

@@ -19,6 +19,7 @@ from harness import __version__
 from harness.cli.accuracy import accuracy
 from harness.cli.compliance import compliance
 from harness.cli.run import run
+from harness.cli.submission import submission
 
 USAGE, SETUP, INTERRUPTED = 2, 3, 130
 
@@ -45,7 +46,7 @@ def cli() -> None:
     """
 
 
-for command in (run, accuracy, compliance):
+for command in (run, accuracy, compliance, submission):
     cli.add_command(command)
 
 

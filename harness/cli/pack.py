@@ -33,15 +33,15 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 @click.option("--dry-run", is_flag=True, help="Print what would be packed; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="End stdout with the plan as one line of JSON.")
 @click.option("--debug", is_flag=True, help="Tracebacks instead of sentences.")
-def pack(words: tuple[str, ...], dry_run: bool, as_json: bool, debug: bool, **wishes: Any) -> int:
+def pack(words: tuple[str, ...], dry_run: bool, as_json: bool, debug: bool, **options: Any) -> int:
     """Pack runs of one or more systems: directories of `--mode submission`, or of single runs.
 
     Nothing is overwritten, no log is edited; everything that stands against it is said at once. Exit code: 0 packed,
     2 usage, 3 the runs do not make a submission, 4 a run is not valid, 5 accuracy or compliance is not shown.
     """
-    from harness.submission.pack import Wish, make_plan, write
+    from harness.submission.pack import Request, make_plan, write
 
-    plan = make_plan(words, Wish(**wishes))
+    plan = make_plan(words, Request(**options))
     if not plan.refusals and not dry_run:
         write(plan)
     click.echo("\n".join(tell(plan, dry_run)))
@@ -54,7 +54,7 @@ def pack(words: tuple[str, ...], dry_run: bool, as_json: bool, debug: bool, **wi
 
 def tell(plan: Any, dry_run: bool) -> list[str]:
     """What the package holds, what a person must still write, and what to do next."""
-    package, lines = plan.wish.package, list(plan.notes)
+    package, lines = plan.request.package, list(plan.notes)
     if plan.refusals:
         return [*lines, f"Nothing was packed; what stands against it: {len(plan.refusals)}."]
     if dry_run:

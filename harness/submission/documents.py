@@ -143,8 +143,8 @@ def measurements(members: Mapping[str, Run], division: str, rehearsal: bool) -> 
 
 
 def weights(run: Run, members: Mapping[str, Run]) -> dict[str, str]:
-    """What is known of the weights that served: from the engine's arguments, the engine itself, and config.json of a
-    model that is a folder here."""
+    """What is known of the weights that served: from the engine's arguments, the engine itself, and the model's
+    config.json."""
     if run.is_echo:
         none = "none: the echo simulator answers without a model"
         return dict.fromkeys(("starting_weights_filename", "weight_data_types", "weight_transformations"), none)
@@ -183,15 +183,25 @@ def _served_dtype(run: Run) -> str | None:
 
 
 def _model_config(run: Run) -> Mapping[str, Any]:
-    """config.json of a model that is a folder here, its type under `dtype` as newer ones call it; else empty, as for
-    endpoints, which serve what nobody here has seen."""
-    if run.config["endpoint"]:
-        return {}
+    """config.json of a model that is a folder here or in the hub's cache, its type under `dtype` as newer ones call it;
+    else empty, as for endpoints, which serve what nobody here has seen."""
+    path = None if run.config["endpoint"] else _config_file(str(run.config["model"]))
     try:
-        config = json.loads((Path(str(run.config["model"])) / "config.json").read_text())
+        config = json.loads(path.read_text()) if path is not None else None
     except (OSError, ValueError):
         return {}
     return {**config, "dtype": config.get("dtype", config.get("torch_dtype"))} if isinstance(config, dict) else {}
+
+
+def _config_file(model: str) -> Path | None:
+    if Path(model).is_dir():
+        return Path(model) / "config.json"
+    if model.count("/") != 1:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "config.json")  # a path, or that it is not there
+    return Path(found) if isinstance(found, str) else None
 
 
 def provenance(system: str, members: Mapping[str, Run], reasons: Sequence[str], rehearsal: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Packing: from runs to the tree of a v6.1 submission. First a plan, which only reads, then the writing.
 
-    plan = make_plan(["results/offline", "results/server"], Wish("Acme", "closed", Path("package")))
+    plan = make_plan(["results/offline", "results/server"], Request("Acme", "closed", Path("package")))
     if not plan.refusals:
         write(plan)
 
@@ -36,7 +36,7 @@ _TRUNCATED = ("TEST07", "TEST09")
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """What is asked of the packer. `systems` and `src` hold names or paths as given, each DIR or NAME=PATH."""
 
     submitter: str
@@ -80,7 +80,7 @@ class File:
 class Plan:
     """What would be packed, and what stands against it; `files` and `originals` are below their own roots."""
 
-    wish: Wish
+    request: Request
     files: Sequence[File] = ()
     originals: Sequence[File] = ()
     refusals: Sequence[Refusal] = ()
@@ -95,17 +95,17 @@ class Plan:
 
     @property
     def originals_folder(self) -> Path:
-        return self.wish.originals or beside(self.wish.package, "-originals")
+        return self.request.originals or beside(self.request.package, "-originals")
 
     @property
     def open_points_file(self) -> Path:
         """Beside the package: the old checker refuses files that it does not know at a package's root."""
-        return beside(self.wish.package, "-OPEN_POINTS.md")
+        return beside(self.request.package, "-OPEN_POINTS.md")
 
     def as_json(self) -> dict[str, Any]:
         return {
             "format_version": 1,
-            "package": str(self.wish.package),
+            "package": str(self.request.package),
             "originals": str(self.originals_folder),
             "open_points_file": str(self.open_points_file),
             "rehearsal": self.rehearsal,
@@ -126,26 +126,26 @@ def beside(folder: Path, suffix: str) -> Path:
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def make_plan(words: Sequence[str], wish: Wish) -> Plan:
+def make_plan(words: Sequence[str], request: Request) -> Plan:
     """What packing these run directories would write, and every reason against it; writes nothing.
 
     Raises ConfigError for names that no directory can have and for files of a person's that cannot be used.
     """
-    given = read_systems(wish)
-    runs, refusals = gather(words, wish.system_name)
+    given = read_systems(request)
+    runs, refusals = gather(words, request.system_name)
     runs = [replace(run, system=run.system or default_name(run)) for run in runs]
-    systems = describe_systems(runs, wish, given)
-    refuse_names(wish, systems, given)
-    rehearsal = wish.rehearsal or any(run.is_echo for run in runs)
+    systems = describe_systems(runs, request, given)
+    refuse_names(request, systems, given)
+    rehearsal = request.rehearsal or any(run.is_echo for run in runs)
     types = {name: str(description.fields["system_type"]) for name, description in systems.items()}
-    plan = Plan(wish, rehearsal=rehearsal, notes=notes(runs, rehearsal))
-    refusals += refuse_places(plan) + refuse(runs, wish.division, types, rehearsal)
+    plan = Plan(request, rehearsal=rehearsal, notes=notes(runs, rehearsal))
+    refusals += refuse_places(plan) + refuse(runs, request.division, types, rehearsal)
     return replace(plan, refusals=refusals) if refusals else fill(plan, runs, systems)
 
 
 def fill(plan: Plan, runs: Sequence[Run], systems: Mapping[str, Description]) -> Plan:
     """The plan with its files and open points, for runs against which nothing stands."""
-    submitter = Submitter(Path(), plan.wish.division, plan.wish.submitter)
+    submitter = Submitter(Path(), plan.request.division, plan.request.submitter)
     files = [File(submitter.description(name), system.text()) for name, system in systems.items()]
     points = [
         (str(submitter.description(name)), *pair)
@@ -157,12 +157,12 @@ def fill(plan: Plan, runs: Sequence[Run], systems: Mapping[str, Description]) ->
     for (system, benchmark, scenario), group in by_slot(runs).items():
         place = Scenario(submitter, str(system), benchmark, scenario)
         members = {run.role: run for run in sorted(group, key=lambda run: _ORDER.get(run.role, len(_ORDER)))}
-        fields, asked = documents.measurements(members, plan.wish.division, plan.rehearsal)
+        fields, asked = documents.measurements(members, plan.request.division, plan.rehearsal)
         points += [(str(place.measurements), *pair) for pair in asked.items()]
         files += [*written(place, members, fields, plan), *copied(place, members)]
         originals += kept_whole(place, members)
         titles.append(f"{system} · {benchmark} · {scenario}: {', '.join(members)}")
-    own, asked_of_submitter = submitter_files(submitter, runs, plan.wish)
+    own, asked_of_submitter = submitter_files(submitter, runs, plan.request)
     files, points = files + own, points + asked_of_submitter
     return replace(
         plan, files=files, originals=originals, refusals=refuse_files(files), open_points=points, scenarios=titles
@@ -186,25 +186,25 @@ def notes(runs: Sequence[Run], rehearsal: bool) -> list[str]:
 
 
 def describe_systems(
-    runs: Sequence[Run], wish: Wish, given: Mapping[str | None, Mapping[str, Value]]
+    runs: Sequence[Run], request: Request, given: Mapping[str | None, Mapping[str, Value]]
 ) -> dict[str, Description]:
     """Each system as the first of its runs found it."""
     first: dict[str, Run] = {}
     for run in runs:
         first.setdefault(str(run.system), run)
     return {
-        name: describe(run, wish.submitter, wish.division, {**given.get(None, {}), **given.get(name, {})})
+        name: describe(run, request.submitter, request.division, {**given.get(None, {}), **given.get(name, {})})
         for name, run in first.items()
     }
 
 
-def read_systems(wish: Wish) -> dict[str | None, dict[str, Value]]:
+def read_systems(request: Request) -> dict[str | None, dict[str, Value]]:
     """The fields that a person wrote, by system. Raises ConfigError."""
     found: dict[str | None, dict[str, Value]] = {}
-    for word in wish.systems:
+    for word in request.systems:
         name, path = named(word)
         fields = found[name] = read_given(path)
-        expected = {"submitter": (wish.submitter,), "division": (wish.division,), "status": STATUSES}
+        expected = {"submitter": (request.submitter,), "division": (request.division,), "status": STATUSES}
         for key, values in (expected | {"system_type": SYSTEM_TYPES}).items():
             if key in fields and str(fields[key]) not in values:
                 raise ConfigError(f"{path}: {key} is {fields[key]!r}: write {' or '.join(values)}, or leave it out.")
@@ -214,12 +214,12 @@ def read_systems(wish: Wish) -> dict[str | None, dict[str, Value]]:
 # -- what stands against it, beside the runs --------------------------------------------------------------------------
 
 
-def refuse_names(wish: Wish, systems: Iterable[str], given: Iterable[str | None]) -> None:
+def refuse_names(request: Request, systems: Iterable[str], given: Iterable[str | None]) -> None:
     """Raises ConfigError for a division that there is none, and for names that no directory of a package can have."""
-    if wish.division not in DIVISIONS:
-        raise ConfigError(f"unknown division {wish.division!r}: choose one of {', '.join(DIVISIONS)}.")
+    if request.division not in DIVISIONS:
+        raise ConfigError(f"unknown division {request.division!r}: choose one of {', '.join(DIVISIONS)}.")
     systems = list(systems)
-    for what, name in (("submitter", wish.submitter), *(("system", system) for system in systems)):
+    for what, name in (("submitter", request.submitter), *(("system", system) for system in systems)):
         if not NAME.fullmatch(name):
             raise ConfigError(
                 f"the {what} {name!r} cannot name a directory of a package: use letters, digits, and . _ + - after the "
@@ -234,7 +234,7 @@ def refuse_names(wish: Wish, systems: Iterable[str], given: Iterable[str | None]
 
 def refuse_places(plan: Plan) -> list[Refusal]:
     """Where something lies already: nothing is overwritten."""
-    package, originals = plan.wish.package.absolute(), plan.originals_folder.absolute()
+    package, originals = plan.request.package.absolute(), plan.originals_folder.absolute()
     found = []
     for folder in (package, originals):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -276,8 +276,8 @@ def why_not_ready(members: Mapping[str, Run], plan: Plan) -> list[str]:
     """What keeps a scenario out of a submission: only a rehearsal is packed with any of it."""
     if not plan.rehearsal:
         return []
-    reasons = dict.fromkeys(reason for run in members.values() for reason in unfit(run, plan.wish.division))
-    if members["accuracy"]["accuracy"]["passed"] is not True and plan.wish.division != "open":
+    reasons = dict.fromkeys(reason for run in members.values() for reason in unfit(run, plan.request.division))
+    if members["accuracy"]["accuracy"]["passed"] is not True and plan.request.division != "open":
         reasons["accuracy is below its target or not decided"] = None
     return list(reasons) or ["it was packed as a rehearsal"]
 
@@ -318,12 +318,12 @@ def kept_whole(place: Scenario, members: Mapping[str, Run]) -> Iterator[File]:
 
 
 def submitter_files(
-    submitter: Submitter, runs: Sequence[Run], wish: Wish
+    submitter: Submitter, runs: Sequence[Run], request: Request
 ) -> tuple[list[File], list[tuple[str, str, str]]]:
     """Calibration and source, and what a person must still write there."""
     points = []
-    if wish.calibration is not None:
-        files = [File(submitter.calibration, source=wish.calibration)]
+    if request.calibration is not None:
+        files = [File(submitter.calibration, source=request.calibration)]
     else:
         text, asked = documents.calibration(runs)
         files = [File(submitter.calibration, text)]
@@ -331,10 +331,12 @@ def submitter_files(
             points.append((str(submitter.calibration), "calibration", "how the weights were quantised and calibrated"))
     for benchmark in dict.fromkeys(str(run["benchmark"]) for run in runs):
         own, folder = [run for run in runs if run["benchmark"] == benchmark], submitter.source / benchmark
-        files.append(File(folder / "README.md", documents.source_readme(benchmark, own, wish.src is not None)))
-        if wish.src is not None:
-            files += [File(folder / path.relative_to(wish.src.parent), source=path) for path in source_tree(wish.src)]
-        if wish.src is None or any(not run.environment["commit"] or "+" in run.environment["commit"] for run in own):
+        files.append(File(folder / "README.md", documents.source_readme(benchmark, own, request.src is not None)))
+        if request.src is not None:
+            files += [
+                File(folder / path.relative_to(request.src.parent), source=path) for path in source_tree(request.src)
+            ]
+        if request.src is None or any(not run.environment["commit"] or "+" in run.environment["commit"] for run in own):
             points.append(
                 (str(folder / "README.md"), "code", "the code of the commit that ran, with every change to it")
             )
@@ -363,7 +365,7 @@ def write(plan: Plan) -> None:
 
     Raises OSError.
     """
-    roots = ((plan.originals_folder, plan.originals), (plan.wish.package.absolute(), plan.files))
+    roots = ((plan.originals_folder, plan.originals), (plan.request.package.absolute(), plan.files))
     drafts = [beside(root, ".part") for root, _ in roots]
     try:
         for draft, (_, files) in zip(drafts, roots, strict=True):
@@ -376,4 +378,4 @@ def write(plan: Plan) -> None:
     finally:
         for draft in drafts:
             shutil.rmtree(draft, ignore_errors=True)
-    plan.open_points_file.write_text(documents.open_points_text(plan.wish.package, plan.open_points))
+    plan.open_points_file.write_text(documents.open_points_text(plan.request.package, plan.open_points))

@@ -569,6 +569,31 @@ def test_a_packing_that_fails_leaves_nothing_half_made(
     assert not list(real.glob("package*"))
 
 
+def test_a_file_larger_than_a_repository_takes_is_refused(real: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (real / "code").mkdir()
+    with (real / "code/weights.bin").open("wb") as sparse:
+        sparse.truncate(51 * 2**20)
+    assert pack(real, "--src", "code") == 3
+    assert "code/weights.bin has 51 MiB, and a file may have 50: leave it out." in capsys.readouterr().err
+    assert not list(real.glob("package*"))
+
+
+@pytest.mark.parametrize(
+    ("test", "text", "passed"),
+    [
+        ("TEST06", PASSED, True),
+        ("TEST06", PASSED.replace("Skipped", "True"), True),
+        ("TEST06", PASSED.replace("Skipped", "False"), False),
+        ("TEST06", PASSED.replace("length check pass: True", "length check pass: False"), False),
+        ("TEST06", "TEST PASS\n", False),
+        ("TEST09", "Min check pass: True\n\nTEST PASS\n", True),
+        ("TEST09", "TEST FAIL\n", False),
+    ],
+)
+def test_a_verdict_is_read_as_the_official_checker_reads_it(test: str, text: str, passed: bool) -> None:
+    assert refusals.says_passed(test, text) is passed
+
+
 USAGE: dict[str, tuple[list[str], str]] = {
     "division": (["--division", "closd"], "unknown division 'closd': choose one of closed, open, network."),
     "submitter": (["--submitter", "A c"], "the submitter 'A c' cannot name a directory of a package"),

@@ -141,7 +141,8 @@ WEIGHTS: dict[str, tuple[dict[str, Any] | None, dict[str, Any], dict[str, str]]]
         {},
         {"weight_transformations": "quantization (compressed-tensors)"},
     ),
-    "a hub id, whose weights nobody here has seen": (None, {}, {}),
+    "a hub id that is not in the cache": (None, {}, {}),
+    "no hub id and no folder any more": (None, {"model": "/gone/model"}, {}),
     "an endpoint": ({"dtype": "bfloat16"}, {"endpoint": ["http://x"], "backend": "remote"}, {}),
 }
 
@@ -156,7 +157,7 @@ def test_weights(name: str, tmp_path: Path) -> None:
         (tmp_path / "model/config.json").write_text(json.dumps(stored))
         model = str(tmp_path / "model")
     fields, asked = documents.measurements({"performance": made([GPU], **{"model": model, **config})}, "closed", False)
-    assert fields["starting_weights_filename"] == ("model" if stored is not None else "org/model")
+    assert fields["starting_weights_filename"] == ("model" if stored is not None else config.get("model", model))
     assert fields["input_data_types"] == "int32"
     assert {key: value for key, value in fields.items() if key.startswith("weight_") and key not in asked} == known
     assert all(fields[key].startswith(FILL) for key in asked)
@@ -164,3 +165,14 @@ def test_weights(name: str, tmp_path: Path) -> None:
     text, open_point = documents.calibration([made([GPU], **{"model": model, **config})])
     assert open_point == (quantised or bool(asked))
     assert ("not quantised" in text) != open_point
+
+
+def test_the_weights_of_a_hub_id_are_known_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--org--model/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text('{"torch_dtype": "bfloat16"}')
+    (tmp_path / "models--org--model/refs").mkdir()
+    (tmp_path / "models--org--model/refs/main").write_text("abc")
+    fields, asked = documents.measurements({"performance": made([GPU])}, "closed", False)
+    assert (fields["weight_data_types"], fields["weight_transformations"], asked) == ("bf16", "none", {})

@@ -99,7 +99,7 @@ class Plan:
 
     @property
     def open_points_file(self) -> Path:
-        """Beside the package: the old checker refuses files that it does not know at a package's root."""
+        """Beside the package, which holds nothing that is not submitted."""
         return beside(self.request.package, "-OPEN_POINTS.md")
 
     def as_json(self) -> dict[str, Any]:

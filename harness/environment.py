@@ -6,12 +6,14 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.config import SECRET
+
+T = TypeVar("T")
 
 PACKAGES = [
     "loadgen-harness",
@@ -42,8 +44,10 @@ def describe() -> dict[str, Any]:
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "system": f"{platform.system()} {platform.release()}",
             "python": platform.python_version(),
+            **hardware(),
         },
         "devices": devices(),
+        "drivers": drivers(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "commit": commit(),
         "variables": variables(os.environ),
@@ -57,25 +61,121 @@ def variables(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def hardware(root: Path = Path("/")) -> dict[str, Any]:
+    """What Linux says of processor, disks and network cards, as far as a system description asks; null is unknown."""
+    cpuinfo = _read(root / "proc/cpuinfo") or ""
+    cpu = root / "sys/devices/system/cpu/cpu0"
+    khz = _number(cpu / "cpufreq/cpuinfo_max_freq")
+    cores = re.search(r"^cpu cores\s*: (\d+)$", cpuinfo, re.MULTILINE)
+    release = re.search(r'^PRETTY_NAME="?(.*?)"?$', _read(root / "etc/os-release") or "", re.MULTILINE)
+    board = [_read(root / "sys/class/dmi/id" / name) for name in ("sys_vendor", "product_name")]
+    return {
+        "product": " ".join(part for part in board if part) or None,
+        "distribution": release[1] if release else None,
+        "sockets": len(set(re.findall(r"^physical id\s*: (\d+)$", cpuinfo, re.MULTILINE))) or None,
+        "cores_per_socket": int(cores[1]) if cores else None,
+        "cpu_max_mhz": round(khz / 1000) if khz else None,
+        "caches": [
+            {"level": _number(index / "level"), "type": _read(index / "type"), "size": _read(index / "size")}
+            for index in sorted(cpu.glob("cache/index*"))
+        ],
+        "disks": [disk for path in sorted((root / "sys/block").glob("*")) if (disk := _disk(path))],
+        "network_cards": [_card(path) for path in sorted((root / "sys/class/net").glob("*/device"))],
+    }
+
+
+def _disk(path: Path) -> dict[str, Any] | None:
+    """One disk: its kind by name and by whether it turns; None for what is none (loop devices, memory, partitions)."""
+    sectors = _number(path / "size")
+    if not sectors or not (path / "device").exists():
+        return None
+    if path.name.startswith(("vd", "xvd")):
+        kind = "virtual disk"
+    elif path.name.startswith("nvme"):
+        kind = "NVMe SSD"
+    else:
+        kind = "HDD" if _number(path / "queue/rotational") else "SSD"
+    return {"name": path.name, "bytes": sectors * 512, "kind": kind}  # sysfs counts sectors of 512 bytes on any disk
+
+
+def _card(device: Path) -> dict[str, Any]:
+    """One network card; `device` is the link that a virtual interface does not have."""
+    speed, kind = _number(device.parent / "speed"), _number(device.parent / "type")
+    return {
+        "name": device.parent.name,
+        "kind": {1: "Ethernet", 32: "InfiniBand"}.get(kind or 0),  # ARPHRD_* of linux/if_arp.h
+        "mbit_s": speed if speed and speed > 0 else None,
+    }
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace").strip() or None
+    except OSError:  # not there, or a driver that does not answer
+        return None
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path) or ""
+    return int(text) if re.fullmatch(r"-?\d+", text) else None
+
+
 def devices() -> list[dict[str, Any]]:
-    """GPUs through NVML, by nvidia-ml-py; empty where there is none or the package is missing."""
+    """GPUs through NVML, by nvidia-ml-py; empty where there is none or the package is missing. What a GPU does not
+    tell is null."""
+    return _with_nvml(lambda nvml: [_device(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]) or []
+
+
+def drivers() -> dict[str, str | None]:
+    """Versions of NVIDIA's driver and of the CUDA that it brings; empty without one."""
+
+    def ask(nvml: Any) -> dict[str, str | None]:
+        cuda = _asked(nvml, "nvmlSystemGetCudaDriverVersion")
+        return {
+            "nvidia": _asked(nvml, "nvmlSystemGetDriverVersion"),
+            "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
+        }
+
+    return _with_nvml(ask) or {}
+
+
+def _with_nvml(ask: Callable[[Any], T]) -> T | None:
+    """What NVML answers; None where it is not there."""
     try:
         import pynvml
     except ImportError:
-        return []
+        return None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return []
+        return None
     try:
-        found = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            name = pynvml.nvmlDeviceGetName(handle)
-            found.append({"name": str(name), "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)})
-        return found
+        return ask(pynvml)
     finally:
         pynvml.nvmlShutdown()
+
+
+def _device(nvml: Any, index: int) -> dict[str, Any]:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    generation = _asked(nvml, "nvmlDeviceGetMaxPcieLinkGeneration", handle)
+    width = _asked(nvml, "nvmlDeviceGetMaxPcieLinkWidth", handle)
+    links = [_asked(nvml, "nvmlDeviceGetNvLinkState", handle, link) for link in range(nvml.NVML_NVLINK_MAX_LINKS)]
+    return {
+        "name": str(nvml.nvmlDeviceGetName(handle)),
+        "memory_bytes": int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        "uuid": _asked(nvml, "nvmlDeviceGetUUID", handle),
+        "max_mhz": _asked(nvml, "nvmlDeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_SM),
+        "pcie": f"Gen{generation} x{width}" if generation and width else None,
+        "nvlinks": None if all(state is None for state in links) else sum(state == 1 for state in links),
+    }
+
+
+def _asked(nvml: Any, function: str, *arguments: Any) -> Any:
+    """What one function of NVML answers; None where this GPU or driver does not."""
+    try:
+        return getattr(nvml, function)(*arguments)
+    except nvml.NVMLError:
+        return None
 
 
 def commit() -> str | None:

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import click
 
+from harness.cli.pack import pack
+
 NOT_FIT = 5
 
 
 @click.group()
 def submission() -> None:
     """Packages for MLCommons: their tree, and what is wrong with one."""
+
+
+submission.add_command(pack)
 
 
 @submission.command()

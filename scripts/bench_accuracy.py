@@ -16,6 +16,7 @@ import json
 import os
 import random
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -209,25 +210,43 @@ def start_up() -> None:
     print(f"one pair in a new process: {time.perf_counter() - began:.2f} s")
 
 
-def all_cores(length: int, count: int) -> None:
-    """Seconds on the clock: ours with the start of its processes, the reference's with its pool already running."""
+def all_cores(length: int, count: int, rounds: int) -> None:
+    """Both in turns: ours with the start of its processes, the reference's with its pool already running."""
     cores = len(os.sched_getaffinity(0))
     r = random.Random(1)
     pairs = [pair(r, length) for _ in range(count)]
-    few = [pairs[start : start + 10] for start in range(0, 20 * 10 * cores, 10)]
+    shares = [pairs[start : start + 10] for start in range(0, 100 * cores, 10)]
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
         for metrics in (rouge.METRICS, ALL):
-            list(pool.map(reference_way, [pairs[:10]] * 4 * cores, [metrics] * 4 * cores))
-            began = time.perf_counter()
-            list(pool.map(reference_way, few, [metrics] * len(few)))
-            their = (time.perf_counter() - began) / (10 * len(few))
-            began = time.perf_counter()
-            our_way(pairs, metrics)
-            our = (time.perf_counter() - began) / count
+            list(pool.map(reference_seconds, shares, [metrics] * len(shares)))
+            clocks, loads = [], []
+            for _ in range(rounds):
+                began = time.perf_counter()
+                their_load = sum(pool.map(reference_seconds, shares, [metrics] * len(shares))) / (100 * cores)
+                their_clock = (time.perf_counter() - began) / (100 * cores)
+                began, busy = time.perf_counter(), seconds_of_cpu()
+                our_way(pairs, metrics)
+                our_clock, our_load = (time.perf_counter() - began) / count, (seconds_of_cpu() - busy) / count
+                clocks.append(their_clock / our_clock)
+                loads.append(their_load / our_load)
             print(
-                f"{cores} cores, {'+'.join(metrics):<30} {1e3 * their:6.1f} ms a pair → {1e3 * our:.3f} ms: "
-                f"{their / our:.0f} times faster ({count:,} pairs in {our * count:.1f} s, start of the pool included)"
+                f"{cores} cores, {'+'.join(metrics):<30}{1e3 * their_clock:6.1f} ms a pair → {1e3 * our_clock:.3f} ms: "
+                f"{statistics.median(clocks):.0f} times faster on the clock ({min(clocks):.0f} to {max(clocks):.0f}), "
+                f"{statistics.median(loads):.0f} times in CPU; {count:,} pairs, start of the pool included"
             )
+
+
+def reference_seconds(pairs: Sequence[Pair], metrics: tuple[str, ...]) -> float:
+    """Of CPU."""
+    began = time.process_time()
+    reference_way(pairs, metrics)
+    return time.process_time() - began
+
+
+def seconds_of_cpu() -> float:
+    """Of this process and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -302,11 +321,13 @@ def evaluate(folder: Path, metrics: tuple[str, ...], workers: int) -> None:
 
 
 def processes(root: int) -> Iterator[int]:
-    """A process and all below it."""
+    """A process and all below it, but for those that still run on their parent's memory, as between fork and exec."""
     yield root
+    command = Path(f"/proc/{root}/cmdline").read_bytes()
     for task in Path(f"/proc/{root}/task").glob("*/children"):
-        for child in task.read_text().split():
-            yield from processes(int(child))
+        for child in map(int, task.read_text().split()):
+            if Path(f"/proc/{child}/cmdline").read_bytes() != command:
+                yield from processes(child)
 
 
 def kilobytes(file: str, key: str) -> int:
@@ -358,7 +379,7 @@ def main() -> None:
             return check(options.check, options.seed)
         if options.full:
             return full(options.pairs, options.length, metrics, options.workers)
-        all_cores(options.length, options.pairs)
+        all_cores(options.length, options.pairs, 3)
         start_up()
         one_core(options.length, options.rounds)
 

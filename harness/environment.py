@@ -25,7 +25,8 @@ PACKAGES = [
     "tokenizers",
     "numpy",
     "pyarrow",
-    "rouge-score",
+    "rapidfuzz",
+    "nltk",
     "uvloop",
 ]
 _VARIABLES = re.compile(

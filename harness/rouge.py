@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from itertools import chain, count, repeat
 from multiprocessing import get_context
@@ -39,7 +40,7 @@ def rouge_table(
     """F-measures from 0 to 1 of each pair, shape (pairs, metrics); many pairs are scored on all cores.
 
     `metrics` are of METRICS, and "rougeLsum". Raises SetupError where rougeLsum is asked for and NLTK cannot split
-    sentences here, and ValueError for texts without a counterpart.
+    sentences here, or a process was killed, and ValueError for texts without a counterpart.
     """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions cannot be held against {len(references)} references.")
@@ -52,8 +53,13 @@ def rouge_table(
         parts = [_score(*chunk, metrics) for chunk in chunks]
     else:
         # Spawned, not forked: this process may hold an engine's threads.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            parts = list(pool.map(_score, *zip(*chunks, strict=True), repeat(tuple(metrics))))
+        try:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                parts = list(pool.map(_score, *zip(*chunks, strict=True), repeat(tuple(metrics))))
+        except BrokenProcessPool as error:
+            raise SetupError(
+                "a process that scores answers was killed, maybe for want of memory: score them again with `accuracy`."
+            ) from error
     rows = [row for part in parts for row in part]
     return np.array(rows, np.float64).reshape(len(predictions), len(metrics))
 

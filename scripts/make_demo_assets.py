@@ -10,7 +10,7 @@ check only means something if the model can be right and wrong. So this script w
 A quarter of the questions is held out of the training. The model knows the other three quarters by heart and gets the
 held-out ones partly right, since they come from the same templates; so its ROUGE has room to move both ways.
 
-It takes about ten minutes on two cores, and needs torch, transformers, tokenizers and rouge-score. Try:
+It takes about ten minutes on two cores, and needs torch, transformers and tokenizers. Try:
 
     PYTHONPATH=. python scripts/make_demo_assets.py --output /tmp/demo
 """

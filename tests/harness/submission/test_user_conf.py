@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from harness.submission.check import check
-from tests.harness.submission.spoil import RUN, SUMMARY, (
+from tests.harness.submission.spoil import (
+    RUN,
+    SUMMARY,
     Spoil,
     added,
     gone,

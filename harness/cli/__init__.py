@@ -16,6 +16,7 @@ from typing import NoReturn
 import click
 
 from harness import __version__
+from harness.cli.dataset import dataset
 from harness.cli.run import run
 
 USAGE, SETUP, INTERRUPTED = 2, 3, 130
@@ -44,6 +45,7 @@ def cli() -> None:
 
 
 cli.add_command(run)
+cli.add_command(dataset)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

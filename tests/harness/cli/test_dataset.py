@@ -73,6 +73,15 @@ def test_prepare_and_show(tmp_path: Path, tokenizer: Path) -> None:
     assert (tmp_path / "a.svg").read_text().startswith("<svg ")
 
 
+@pytest.mark.parametrize("words", [[], ["prepare", "openorca"], ["show"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    program = [sys.executable, "-X", "importtime", "-m", "harness", "dataset", *words, "--help"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and done.stdout.startswith("Usage: ")
+    assert "click" in imported and not imported & {"numpy", "pandas", "datasets", "pyarrow", "tokenizers"}
+
+
 def test_show_ends_in_one_line_of_json() -> None:
     done = call("show", QUESTIONS, "--model", MODEL, "--json")
     assert done.returncode == 0

@@ -25,6 +25,35 @@ SEEDS = ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed")
 # Keys that a test logs once; twice means two tests in one log, of which readers see one or the other.
 _ONCE = ("loadgen_version", "test_datetime", "effective_scenario", "effective_test_mode", "result_validity")
 
+# What LoadGen writes into every log, and every performance log of a model with token latencies.
+_ASKED = (
+    *("scenario", "test_mode", "min_duration_ms", "max_duration_ms", "min_query_count", "max_query_count", *SEEDS),
+    *("accuracy_log_rng_seed", "accuracy_log_probability", "accuracy_log_sampling_target", "print_timestamps"),
+    *("performance_issue_unique", "performance_issue_same", "performance_issue_same_index"),
+    "sample_concatenate_permutation",
+)
+_USED = (
+    *("samples_per_query", "target_qps", "target_latency_ns", "target_latency_percentile", "max_async_queries"),
+    *("target_duration_ms", "min_sample_count", "performance_sample_count"),
+)
+_ALWAYS = (
+    *("loadgen_version", "loadgen_git_status_message", "loadgen_file_sha1", "test_datetime", "sut_name", "qsl_name"),
+    *("qsl_reported_total_count", "qsl_reported_performance_count", "requested_performance_sample_count_override"),
+    *(f"requested_{name}" for name in _ASKED),
+    *(f"effective_{name}" for name in (*_ASKED, *_USED)),
+    *("loaded_qsl_set", "generated_query_count", "generated_samples_per_query", "generated_query_duration"),
+    "power_begin",
+)
+# LoadGen takes these as they were asked for (loadgen/test_settings_internal.cc); others it adapts to the scenario.
+_KEPT = tuple(name for name in _ASKED if name != "min_query_count")
+_RESULT = (
+    "result_validity",
+    "result_query_count",
+    "early_stopping_ttft_result",
+    "early_stopping_tpot_result",
+    "num_errors",
+)
+
 
 def open_log(folder: Path) -> Iterator[Problem | DetailLog]:
     """The detail log of a folder, after what is wrong with its form; no log if it cannot be read."""
@@ -52,6 +81,12 @@ def check_whole(log: DetailLog) -> Iterator[Problem]:
         said.append("the last line is cut off")
     if "power_end" not in log.values:
         said.append("the log has no power_end, with which a test ends")
+    elif lacking := _lacking(log):
+        said.append(f"the log lacks {len(lacking)} lines that LoadGen always writes, the first is {lacking[0]}")
+    for name in _KEPT:
+        asked, used = f"requested_{name}", f"effective_{name}"
+        if asked in log.values and used in log.values and log.values[asked] != log.values[used]:
+            said.append(f"{asked} is {log.show(asked)} and {used} is {log.show(used)}")
     if twice := [key for key in _ONCE if log.times.get(key, 0) > 1]:
         said.append(f"{', '.join(twice)} stand in the log more than once: it holds two tests")
     if len({line.process for line in log.lines}) > 1:
@@ -60,6 +95,11 @@ def check_whole(log: DetailLog) -> Iterator[Problem]:
         said.append(f"line {late} is earlier than the line before it of the same thread")
     for what in said:
         yield error(log.path, what, WHOLE, AGAIN)
+
+
+def _lacking(log: DetailLog) -> list[str]:
+    performance = log.values.get("effective_test_mode") == "PerformanceOnly"
+    return [key for key in (*_ALWAYS, *(_RESULT if performance else ())) if key not in log.values]
 
 
 def _out_of_order(log: DetailLog) -> int | None:
@@ -121,7 +161,7 @@ def says_audit(log: DetailLog) -> bool:
 # -- the summary ------------------------------------------------------------------------------------------------------
 
 # The summary's label -> the detail log's key.
-_FIGURES = {
+FIGURES = {
     "Completed samples per second": "result_completed_samples_per_sec",
     "Completed tokens per second": "result_completed_tokens_per_second",
     "Samples per second": "result_samples_per_second",
@@ -150,11 +190,11 @@ _FIGURES = {
     **{name: f"effective_{name}" for name in SEEDS},
 }
 _PERCENTILES = ("50.00", "90.00", "95.00", "97.00", "99.00", "99.90")
-_FIGURES |= {f"{p} percentile latency (ns)": f"result_{p}_percentile_latency_ns" for p in _PERCENTILES}
-_FIGURES |= {
+FIGURES |= {f"{p} percentile latency (ns)": f"result_{p}_percentile_latency_ns" for p in _PERCENTILES}
+FIGURES |= {
     f"{p} percentile first token latency (ns)": f"result_first_token_{p}_percentile_latency_ns" for p in _PERCENTILES
 }
-_FIGURES |= {
+FIGURES |= {
     f"{p} percentile time to output token (ns)": f"result_time_per_output_token_{p}_percentile_ns" for p in _PERCENTILES
 }
 _WORDS = {
@@ -202,7 +242,11 @@ def _differences(said: Mapping[str, str], log: DetailLog) -> Iterator[str]:
     for label, key in _VERDICTS.items():
         if label in said and (said[label] == "Yes") is not (log.values.get(key) is True):
             yield f"{label!r} is {clean(said[label])} and {key} is {log.show(key)}"
-    for label, key in _FIGURES.items():
+    # SingleStream's summary has the tokens per second by other names.
+    needed = (label for label, key in FIGURES.items() if key in log.values and label != "Completed tokens per second")
+    if "Result is" in said and (lacking := [label for label in needed if label not in said]):
+        yield f"it lacks {len(lacking)} figures that the other has, the first is {lacking[0]!r}"
+    for label, key in FIGURES.items():
         if label in said and not _same(said[label], log.number(key)):
             yield f"{label!r} is {clean(said[label])} and {key} is {log.show(key)}"
 

@@ -111,5 +111,7 @@ def read_summary(path: Path) -> dict[str, str]:
     for row in read_text(path).splitlines():
         label, colon, value = row.partition(":")
         if colon:
-            said.setdefault(label.strip(), value.strip())
+            # Before round v6.0 it was called so in half of the lines.
+            label = label.strip().replace("Time to Output Token", "Time per Output Token")
+            said.setdefault(label, value.strip())
     return said

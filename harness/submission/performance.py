@@ -95,6 +95,7 @@ def _check_settings(log: DetailLog, claim: Claim) -> Iterator[Problem]:
     yield from _at_least(log, "effective_min_duration_ms", limits.get("min_duration", 0), "ms", True)
     yield from _at_least(log, "effective_performance_sample_count", row.performance_samples, "samples", True)
     if claim.scenario == "Offline":
+        yield from _at_least(log, "effective_min_query_count", 1, "query", True)
         least = row.offline_min_samples
         yield from _at_least(log, "effective_samples_per_query", least, "samples", claim.strict)
     if log.values.get("effective_sample_concatenate_permutation") is not True and claim.strict:

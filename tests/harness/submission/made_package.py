@@ -17,6 +17,7 @@ from harness.benchmarks import Benchmark, find
 from harness.conf import round_settings
 from harness.submission.fields import MEASUREMENTS, NETWORK_FIELDS, SYSTEM_FIELDS
 from harness.submission.figures import PERCENTILES
+from harness.submission.form import FIGURES
 from harness.submission.tree import truncated
 
 SYSTEM = "made-up-system"
@@ -39,6 +40,7 @@ SCORES = {
     "gpt-oss-120b": "{'exact_match': 83.1, 'tokens_per_sample': 10.0}",
 }
 
+KINDS = ("requested", "effective")
 
 # -- one log ----------------------------------------------------------------------------------------------------------
 
@@ -61,7 +63,20 @@ def settings(row: Benchmark, scenario: str, mode: str, audit: str | None = None)
     seeds = {name: limits[name] for name in ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed")}
     sampling = {None: 0, "TEST06": 100, "TEST07": 990, "TEST09": 10_000}[audit]
     offline = 100 if audit else row.samples
+    plain = ("accuracy_log_rng_seed", "accuracy_log_probability", "accuracy_log_sampling_target", "print_timestamps")
+    issue = ("performance_issue_unique", "performance_issue_same", "performance_issue_same_index")
+    shortest, fewest = 0 if audit else limits["min_duration"], 1 if scenario == "Offline" else 100
     reported = {
+        **{f"{kind}_{name}": 0 for kind in KINDS for name in (*plain, *issue)},
+        "requested_min_duration_ms": shortest,
+        "requested_max_duration_ms": 0,
+        "requested_max_query_count": 0,
+        "requested_performance_sample_count_override": row.performance_samples,
+        "requested_sample_concatenate_permutation": not audit,
+        "effective_min_query_count": fewest,
+        "effective_min_sample_count": fewest,
+        "effective_max_async_queries": 0,
+        "effective_target_duration_ms": shortest,
         "requested_scenario": loadgen_scenario,
         "requested_test_mode": mode,
         "requested_min_query_count": limits.get("min_query_count", 100),
@@ -73,15 +88,14 @@ def settings(row: Benchmark, scenario: str, mode: str, audit: str | None = None)
         "effective_target_qps": 40,
         "effective_target_latency_ns": 0,
         "effective_target_latency_percentile": limits.get("target_latency_percentile", 99) / 100,
-        "effective_min_duration_ms": 0 if audit else limits["min_duration"],
+        "effective_min_duration_ms": shortest,
         "effective_max_duration_ms": 0,
         "effective_max_query_count": 0,
         **{f"effective_{name}": seed for name, seed in seeds.items()},
-        "effective_accuracy_log_rng_seed": 720381539243781796 if audit else 0,
-        "effective_accuracy_log_probability": 0,
-        "effective_accuracy_log_sampling_target": sampling,
-        "effective_performance_issue_unique": audit in ("TEST07", "TEST09"),
-        "effective_performance_issue_same": False,
+        **{f"{kind}_accuracy_log_rng_seed": 720381539243781796 if audit else 0 for kind in KINDS},
+        **{f"{kind}_accuracy_log_sampling_target": sampling for kind in KINDS},
+        **{f"{kind}_performance_issue_unique": audit in ("TEST07", "TEST09") for kind in KINDS},
+        **{f"{kind}_performance_issue_same": False for kind in KINDS},
         "effective_performance_sample_count": row.performance_samples,
         "effective_accuracy_sample_count": row.accuracy_samples,
         "effective_sample_concatenate_permutation": not audit,
@@ -137,7 +151,8 @@ def detail(row: Benchmark, scenario: str, mode: str, audit: str | None = None, s
     began = datetime(2026, 11, 1, 12)
     rows = [line("loadgen_version", VERSION, 0.01), line("loadgen_git_status_message", "", 0.01)]
     rows += [line("loadgen_file_sha1", {"/loadgen.cc": "made up"}, 0.01), line("test_datetime", "2026-11-01", 0.02)]
-    rows += [line("sut_name", sut, 0.02), line("qsl_reported_total_count", total, 0.02)]
+    rows += [line("sut_name", sut, 0.02), line("qsl_name", "SYNTHETIC", 0.02)]
+    rows += [line(f"qsl_reported_{name}_count", total, 0.02) for name in ("total", "performance")]
     rows += [line("warning_generic_message", AUDITED, 0.03, is_warning=True)] if audit else []
     rows += [line(key, value, 0.04) for key, value in settings(row, scenario, mode, audit).items()]
     rows += [line("loaded_qsl_set", list(range(total)), 0.05), line("generated_query_count", queries[0], 0.06)]
@@ -157,18 +172,8 @@ def summary(log: str) -> str:
     if "result_validity" not in said:
         return counts
     rows = [f"SUT name : {said['sut_name']}", f"Scenario : {said['effective_scenario']}", "Mode     : PerformanceOnly"]
-    for label, key in (
-        ("Samples per second", "result_samples_per_second"),
-        ("Tokens per second", "result_tokens_per_second"),
-        ("Completed samples per second    ", "result_completed_samples_per_sec"),
-        ("Completed tokens per second", "result_completed_tokens_per_second"),
-    ):
-        rows += [f"{label}: {said[key]}"] if key in said else []
     rows += [f"Result is : {said['result_validity']}", "  Min duration satisfied : Yes"]
-    rows += [
-        f"{name} percentile latency (ns)   : {said[f'result_{name}_percentile_latency_ns']}" for name in PERCENTILES
-    ]
-    rows += [f"{name} : {said[f'effective_{name}']}" for name in ("qsl_rng_seed", "target_qps", "samples_per_query")]
+    rows += [f"{label} : {said[key]}" for label, key in FIGURES.items() if key in said]
     return "\n".join(rows) + "\n" + counts
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from harness.submission.check import check
 from tests.harness.submission.spoil import (
+    RUN,
+    SUMMARY,
     Spoil,
     added,
     gone,
@@ -76,7 +78,10 @@ def test_what_loadgen_skips_is_a_warning(meaning: str, spoil: Spoil, words: str,
         (
             "a longer duration",
             spoiled_all(
-                logged("effective_min_duration_ms", 630_000), added("*.*.min_duration = 630000", "Server", "user.conf")
+                logged("requested_min_duration_ms", 630_000),
+                logged("effective_min_duration_ms", 630_000),
+                replaced(f"{RUN}/{SUMMARY}", "min_duration (ms) : 600000", "min_duration (ms) : 630000"),
+                added("*.*.min_duration = 630000", "Server", "user.conf"),
             ),
         ),
         ("lines for other models", added("resnet50.Server.target_qps = 3", "Server", "user.conf")),

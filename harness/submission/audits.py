@@ -155,27 +155,29 @@ def _check_answers(folder: Path, test: str, claim: Claim, originals: Path | None
 def answer_faults(entries: Sequence[Entry], row: Benchmark, scenario: str) -> Iterator[str]:
     """What TEST06 finds in the answers, with the first sample of each kind; nothing if they are as they must be.
 
-    `data` is int32 ids of the model's vocabulary, `token_count` their number, `token_data` their head outside Offline,
-    and an answer has no end-of-sequence but at most one at its end.
+    `data` is ids of the model's vocabulary, `token_count` their number, `token_data` their head outside Offline, and an
+    answer has no end-of-sequence but at most one at its end. The ids are int32, or int64 in all answers, which the
+    verifier can be told (--dtype).
     """
     known = VOCABULARIES.get(row.loadgen_model)
+    width = 8 if entries and all(entry.count and len(entry.data) == 8 * entry.count for entry in entries) else 4
     kinds: dict[str, list[int]] = {}
     for entry in entries:
-        for kind in _entry_faults(entry, known, scenario, row):
+        for kind in _entry_faults(entry, known, scenario, row, width):
             kinds.setdefault(kind, []).append(entry.index)
     for kind, samples in kinds.items():
         yield f"in {len(samples)} of {len(entries)} answers (first: sample {samples[0]}) {kind}"
 
 
-def _entry_faults(entry: Entry, known: Vocabulary | None, scenario: str, row: Benchmark) -> Iterator[str]:
+def _entry_faults(entry: Entry, known: Vocabulary | None, scenario: str, row: Benchmark, width: int) -> Iterator[str]:
     if not 0 <= entry.index < row.samples:
         yield "the sample is none of the dataset"
-    if not entry.data or len(entry.data) % 4:
+    if not entry.data or len(entry.data) % width:
         yield "the data is no int32 token ids"
         return
-    ids = np.frombuffer(entry.data, "<i4")
+    ids = np.frombuffer(entry.data, f"<i{width}")
     if known is not None and (ids.min() < 0 or ids.max() >= known.size):
-        yield f"an id is outside the model's vocabulary of {known.size}: the data is not int32"
+        yield f"an id is outside the model's vocabulary of {known.size}"
     if entry.count != len(ids):
         yield "token_count is not the number of ids"
     if known is not None:
@@ -184,7 +186,7 @@ def _entry_faults(entry: Entry, known: Vocabulary | None, scenario: str, row: Be
             yield "more than one end-of-sequence stands at the end"
         elif ends[:-1].any():
             yield "an end-of-sequence stands in the middle"
-    if scenario != "Offline" and (not entry.head or len(entry.head) % 4 or not entry.data.startswith(entry.head)):
+    if scenario != "Offline" and (not entry.head or len(entry.head) % width or not entry.data.startswith(entry.head)):
         yield "the first token reported is not the answer's"
     if len(ids) > row.generation.max_tokens:
         yield f"the answer is longer than {row.generation.max_tokens} tokens"

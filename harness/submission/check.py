@@ -55,7 +55,6 @@ from harness.submission.problem import (
     clean,
     counts,
     error,
-    graded,
     note,
     problems_text,
     shown_place,
@@ -207,15 +206,20 @@ def _check_benchmark(
         if scenario != place.name:
             what = f"the scenario is spelt {scenario}"
             yield error(place.folder, what, f"{STRUCTURE}; the checker of v6.1 passes it over", "rename it")
-        if scenario not in {each for groups in find(name).required.values() for group in groups for each in group}:
-            what = f"{name} has no scenario {scenario}"
-            yield graded(place.submitter.division != "open", place.folder, what, LOADER, "remove it")
-            continue
-        claims.append(claimed(place, name, scenario))
+        if scenario in _scenarios(name, place.submitter.division):
+            claims.append(claimed(place, name, scenario))
+        else:
+            yield error(place.folder, f"{name} has no scenario {scenario}", f"{LOADER} check_scenarios", "remove it")
     types = system_types(description)
     yield from _check_scenarios(folder, name, {each.scenario for each in claims}, types, places[0].submitter)
     for each in claims:
-        yield from check_result(each, is_network(description), types, originals)
+        yield from _check_result(each, is_network(description), types, originals)
+
+
+def _scenarios(name: str, division: str) -> set[str]:
+    """The scenarios of a benchmark; the open division may also run those that have no latency limits."""
+    own = {each for groups in find(name).required.values() for group in groups for each in group}
+    return own | ({"Offline", "SingleStream"} if division == "open" else set())
 
 
 def _check_scenarios(
@@ -234,7 +238,7 @@ def _check_scenarios(
             yield error(folder, what, f"{LOADER} check_scenarios", f"run {' or '.join(group)} and add it")
 
 
-def check_result(claim: Claim, network: bool, types: frozenset[str], originals: Path | None) -> Iterator[Problem]:
+def _check_result(claim: Claim, network: bool, types: frozenset[str], originals: Path | None) -> Iterator[Problem]:
     """One scenario's directory against what it claims."""
     place = claim.place
     if place.has_endpoints_form and not _has_loadgen_logs(place):
@@ -270,7 +274,7 @@ def check_result(claim: Claim, network: bool, types: frozenset[str], originals: 
         if isinstance(audited, Problem):
             yield audited
         else:
-            logs[audited.path.parent.name] = audited
+            logs[audited.path.relative_to(place.folder).parts[0]] = audited
     yield from same_loadgen(logs)
     yield from check_provenance(claim)
 
@@ -281,9 +285,8 @@ def _as_run(claim: Claim, log: DetailLog, types: frozenset[str]) -> tuple[Claim,
     if run == claim.loadgen_scenario or (run, claim.scenario) not in INFERRED or "edge" not in types:
         return claim, []
     what = f"the result of {claim.scenario} is inferred from {run}"
-    found = note(
-        claim.folder, what, "submission_checker, inferred_check: edge systems may", f"run {claim.scenario} itself"
-    )
+    rule = "submission_checker, inferred_check: edge systems may"
+    found = note(claim.folder, what, rule, f"run {claim.scenario} itself")
     return claimed(claim.place, claim.row.name, str(run)), [found]
 
 

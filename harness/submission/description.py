@@ -35,7 +35,8 @@ RUN_AGAIN = "run the benchmark on a real system and pack that"
 # Left where somebody had yet to write.
 _UNWRITTEN = re.compile(r"\b(todo|tbd|fixme|xxx|fill(ed)? (me )?in|to be (filled|written|done)|lorem ipsum)\b", re.I)
 _EMPTY_WORDS = ("n/a", "na", "none", "-", "?", "unknown")
-_COUNTS = ("number_of_nodes", "host_processors_per_node", "host_processor_core_count", "accelerators_per_node")
+_WHOLE = ("number_of_nodes", "accelerators_per_node")  # which the checker multiplies
+_COUNTS = ("host_processors_per_node", "host_processor_core_count")
 _MEMORIES = (
     "host_memory_configuration",
     "host_memory_capacity",
@@ -78,6 +79,15 @@ def _check_fields(path: Path, content: Mapping[str, Any]) -> Iterator[Problem]:
             yield error(path, f"the field {key} is missing", SYSTEM, f"add {key}; 35 fields are required")
     for key in SYSTEM_FILLED:
         yield from _check_value(path, key, content[key], SYSTEM) if key in content else ()
+    for key in _WHOLE:
+        value = content.get(key)
+        if _is_filled(value) and not re.fullmatch(r"'?\s*\d{1,9}(\.0)?\s*'?", shown(value)):
+            what = f"{key} is {shown(value)}, and must be a whole number"
+            yield error(path, what, "submission_checker, results.py, which crashes on it", f'write {key} as "8" or 8')
+    for key in ("hw_notes", "sw_notes"):
+        if not isinstance(content.get(key, ""), str):
+            what = f"{key} is {shown(content[key])}, and must be text"
+            yield error(path, what, "submission_checker, results.py, which crashes on it", f"write {key} as text")
     for key in _COUNTS:
         value = content.get(key)
         if _is_filled(value) and not re.match(r"['\s]*\d+\b", shown(value)):

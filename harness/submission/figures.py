@@ -94,9 +94,24 @@ def _disagreeing_rates(log: DetailLog, claim: Claim) -> Iterator[str]:
         if done > scheduled * 1.0001:
             yield "more samples were completed per second than were scheduled"
         yield from _disagreeing_tokens(log, tokens)
+    if claim.scenario == "SingleStream":
+        yield from _disagreeing_estimates(log)
     most = claim.row.generation.max_tokens
     if claim.scenario != "SingleStream" and (tokens is None or not 1 <= tokens <= most + 1):
         yield f"answers have {'no' if tokens is None else f'{tokens:.1f}'} tokens on average, and 1 to {most} can be"
+
+
+def _disagreeing_estimates(log: DetailLog) -> Iterator[str]:
+    """SingleStream's rate is of the mean latency; early stopping estimates percentiles of TTFT from above."""
+    rate, mean = log.number("result_qps_without_loadgen_overhead"), log.number("result_mean_latency_ns")
+    if rate is None or not mean or not _near(rate * mean / NS, 1, 1e-4):
+        yield "result_qps_without_loadgen_overhead is not one by result_mean_latency_ns"
+    highest = log.number(FIRST_TOKEN[0].format("max"))
+    for name, percentile in (("ss", "90.00"), ("ms", "99.00")):
+        key, lowest = f"early_stopping_latency_{name}", FIRST_TOKEN[1].format(percentile)
+        estimate = log.number(key)
+        if estimate is None or (estimate and (_above(log.number(lowest), estimate) or _above(estimate, highest))):
+            yield f"{key} is not between {lowest} and the maximum"
 
 
 def _disagreeing_tokens(log: DetailLog, tokens: float | None) -> Iterator[str]:

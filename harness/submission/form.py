@@ -53,6 +53,17 @@ _RESULT = (
     "early_stopping_tpot_result",
     "num_errors",
 )
+_RESULT_IN = {
+    "Offline": ("result_samples_per_second", "result_tokens_per_second"),
+    "Server": (
+        *("result_scheduled_samples_per_sec", "result_completed_samples_per_sec"),
+        *("result_completed_tokens_per_second", "result_token_throughput"),
+    ),
+    "SingleStream": (
+        *("result_qps_with_loadgen_overhead", "result_qps_without_loadgen_overhead"),
+        *("early_stopping_latency_ss", "early_stopping_latency_ms"),
+    ),
+}
 
 
 def open_log(folder: Path) -> Iterator[Problem | DetailLog]:
@@ -98,8 +109,10 @@ def check_whole(log: DetailLog) -> Iterator[Problem]:
 
 
 def _lacking(log: DetailLog) -> list[str]:
-    performance = log.values.get("effective_test_mode") == "PerformanceOnly"
-    return [key for key in (*_ALWAYS, *(_RESULT if performance else ())) if key not in log.values]
+    needed = _ALWAYS
+    if log.values.get("effective_test_mode") == "PerformanceOnly":
+        needed += _RESULT + _RESULT_IN.get(log.text("effective_scenario"), ())
+    return [key for key in needed if key not in log.values]
 
 
 def _out_of_order(log: DetailLog) -> int | None:

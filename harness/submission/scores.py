@@ -39,7 +39,7 @@ def check_accuracy_log(log: DetailLog, claim: Claim, network: bool) -> Iterator[
     key = key if key in log.values else "qsl_reported_total_count"
     if log.number(key) != expected:
         what = f"the run covered {log.show(key)} samples, and the dataset has {expected}"
-        yield graded(claim.strict, log.path, what, f"{CHECKER} dataset_check", "run accuracy on the whole dataset")
+        yield error(log.path, what, f"{CHECKER} dataset_check", "run accuracy on the whole dataset")
     elif fault := _coverage(log, expected):
         yield error(log.path, fault, f"loadgen/loadgen.cc: accuracy mode loads each sample once; {PASSED_OVER}", AGAIN)
 

@@ -133,6 +133,8 @@ def figures(row: Benchmark, scenario: str) -> dict[str, Any]:
     found |= {"result_query_count": row.samples}
     if scenario == "SingleStream":
         found |= {"result_qps_with_loadgen_overhead": six((row.samples - 1) / 640)}
+        found |= {"result_qps_without_loadgen_overhead": six(1e9 / latency["result_mean_latency_ns"])}
+        found |= {"early_stopping_latency_ss": 130_000_000, "early_stopping_latency_ms": 160_000_000}
     else:
         found |= {"result_scheduled_samples_per_sec": six((row.samples - 1) / 640)}
         found |= {"result_completed_samples_per_sec": six((row.samples - 1) / 641)}

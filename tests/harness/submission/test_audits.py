@@ -115,6 +115,16 @@ def test_an_audit_that_shows_nothing_is_said(meaning: str, spoil: Spoil, words: 
     assert any(words in what for what in said(check(package))), (meaning, said(check(package)))
 
 
+def test_answers_in_int64_throughout_are_as_good(package: Path) -> None:
+    def widen(digits: str) -> str:
+        return "".join(f"{each}00000000" for each in re.findall("........", digits))
+
+    answered(lambda all: [each.update({key: widen(each[key]) for key in ("data", "token_data")}) for each in all])(
+        package
+    )
+    assert check(package).passed
+
+
 def test_the_audits_of_gpt_oss_are_verified_where_their_originals_are_given(tmp_path: Path) -> None:
     package = make_package(tmp_path, benchmark="gpt-oss-120b")
     assert check(package).passed

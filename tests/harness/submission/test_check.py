@@ -37,6 +37,7 @@ from tests.harness.submission.spoil import (
         ("closed, Interactive in Server's place", {"scenarios": ("Interactive", "Offline")}),
         ("network, described as such", {"division": "network"}),
         ("open, where no scenario and no audit is required", {"division": "open", "scenarios": ("Offline",)}),
+        ("open, in a scenario that closed does not have", {"division": "open", "scenarios": ("SingleStream",)}),
         (
             "edge, with a benchmark that has no audit",
             {"benchmark": "llama3.1-8b-edge", "scenarios": ("Offline", "SingleStream"), "system_type": "edge"},

@@ -34,6 +34,17 @@ from tests.harness.submission.spoil import (
             field("framework", "TO BE FILLED IN: the server"),
             "yet to be written",
         ),
+        (
+            "a count that the checker cannot multiply",
+            field("number_of_nodes", "one"),
+            "number_of_nodes is 'one', and must be",
+        ),
+        ("another such count", field("accelerators_per_node", "8x"), "accelerators_per_node is '8x', and must be"),
+        (
+            "notes that are no text, on which the checker crashes",
+            field("sw_notes", 3),
+            "sw_notes is 3, and must be text",
+        ),
         ("a list where text should be", field("framework", ["vLLM"]), "framework is a list"),
         ("an unknown availability", field("status", "soon"), "status is 'soon'"),
         ("an availability that is no text", field("status", 1), "status is 1"),
@@ -72,7 +83,11 @@ def test_each_thing_written_wrongly_is_said(meaning: str, spoil: Spoil, words: s
     ("meaning", "spoil", "words"),
     [
         ("a field of no use to a reviewer", field("host_networking", "N/A"), "host_networking is 'N/A'"),
-        ("a count in words", field("number_of_nodes", "one"), "number_of_nodes is 'one', which is no count"),
+        (
+            "a count in words",
+            field("host_processors_per_node", "two"),
+            "host_processors_per_node is 'two', which is no count",
+        ),
         ("a README yet to be written", written("Server/README.md", "TO BE FILLED IN LATER"), "it is yet to be written"),
     ],
 )

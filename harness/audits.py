@@ -17,10 +17,11 @@ from harness.conf import read_conf
 @dataclass(frozen=True)
 class Audit:
     """`settings` are LoadGen's keys, `limits` further lines of the file that only a verifier reads; `samples` is how
-    many answers the log then holds, each sample once where `distinct`."""
+    many answers the log then holds, each sample once where `distinct`; `verdict` is the file its verifier writes."""
 
     name: str
     samples: int
+    verdict: str
     settings: Mapping[str, Number]
     limits: Mapping[str, Number] = field(default_factory=dict)
     distinct: bool = False
@@ -39,6 +40,7 @@ AUDITS = {
         Audit(
             "TEST06",
             samples=100,
+            verdict="verify_accuracy.txt",
             settings=_LOGGED
             | {
                 "accuracy_log_sampling_target": 100,
@@ -50,6 +52,7 @@ AUDITS = {
         Audit(
             "TEST07",
             samples=990,
+            verdict="verify_accuracy.txt",
             settings=_LOGGED
             | {
                 "accuracy_log_sampling_target": 990,
@@ -64,6 +67,7 @@ AUDITS = {
         Audit(
             "TEST09",
             samples=6396,
+            verdict="verify_output_len.txt",
             settings=_LOGGED
             | {
                 "accuracy_log_sampling_target": 10_000,

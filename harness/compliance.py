@@ -24,9 +24,6 @@ from harness.results import ACCURACY, DETAIL, RESULT, Log, load, read_detail
 from sut.errors import ConfigError, SetupError
 from sut.query import TOKEN_DTYPE
 
-VERDICT = {"TEST06": "verify_accuracy.txt", "TEST07": "verify_accuracy.txt", "TEST09": "verify_output_len.txt"}
-"""The file that a submission holds per test."""
-
 SCORE = re.compile(r"'exact_match':\s*([\d.]+)")
 """How an evaluation script says its score (TEST07/run_verification.py)."""
 
@@ -93,7 +90,7 @@ def recognise(folder: Path, test: str | None = None, scenario: str | None = None
 
 def save(verdict: Verdict, folder: Path) -> Path:
     """Write what a submission holds: the official verifier's words."""
-    path = folder / VERDICT[verdict.test]
+    path = folder / AUDITS[verdict.test].verdict
     path.write_text(verdict.text)
     return path
 

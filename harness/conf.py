@@ -187,8 +187,11 @@ def reported_differences(settings: Mapping[str, Number], scenario: str, reported
     return differences
 
 
-def _same(asked: Number, used: Number) -> bool:
-    """Seeds have 64 bits, so whole numbers are compared as such; the rest LoadGen logs with six digits."""
+def _same(asked: Number, used: Any) -> bool:
+    """Seeds have 64 bits, so whole numbers are compared as such; the rest LoadGen logs with six digits. A log may hold
+    anything."""
+    if not isinstance(used, int | float):
+        return False
     if isinstance(asked, int) and isinstance(used, int):
         return asked == used
     return abs(used - asked) <= 1e-5 * abs(asked)

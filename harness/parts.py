@@ -15,8 +15,8 @@ from harness.benchmarks import Number
 from harness.config import RunConfig
 from harness.dataset import Samples, Tokenizer
 from harness.progress import Progress
-from harness.results import RunResult
-from harness.run import SUBMISSION, System, load_samples, prepare_folder, run_test
+from harness.results import SUBMISSION, RunResult
+from harness.run import System, load_samples, prepare_folder, run_test
 from sut.errors import SetupError
 
 # Format of submission.json.

@@ -33,6 +33,8 @@ FORMAT_VERSION = 1
 DETAIL = "mlperf_log_detail.txt"
 ACCURACY = "mlperf_log_accuracy.json"
 RESULT = "result.json"
+SUBMISSION = "submission.json"
+"""What a run in submission mode came to (parts.py)."""
 
 _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
 

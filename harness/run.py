@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 POLL = 0.1
 """Seconds between two looks at a running test."""
 
-SUBMISSION = "submission.json"
-"""What a run in submission mode came to (parts.py)."""
-
 GRACE = 1.0
 """Seconds that a stopped test gets to end by itself before it is left behind."""
 
@@ -198,7 +195,7 @@ def prepare_folder(config: RunConfig) -> None:
         raise SetupError(f"cannot write to the output directory {folder}: {error.strerror}.") from error
 
 
-KEPT = (results.RESULT, results.DETAIL, "samples.parquet", JOURNAL, SUBMISSION)
+KEPT = (results.RESULT, results.DETAIL, "samples.parquet", JOURNAL, results.SUBMISSION)
 """A folder with one of these holds a run."""
 
 

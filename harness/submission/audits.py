@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from harness.answers import Entry
+from harness.audits import AUDITS
 from harness.benchmarks import Benchmark
+from harness.conf import reported_differences
 from harness.results import ACCURACY
 from harness.submission.claim import Claim
 from harness.submission.contents import Unreadable, read_answers, read_text, size_of
@@ -32,9 +34,6 @@ from harness.submission.tree import LONGEST, SCORES, VERDICTS
 CHECKER = "submission_checker, compliance_check.py"
 NOT_READ = "the checker of v6.1 reads the verifier's text alone"
 VERIFY = "run the audit and its verifier again and pack what it writes"
-
-# TEST09 of gpt-oss-120b: mean tokens of an answer.
-SHORTEST, LONGEST_MEAN = 1150.38, 1406.02
 
 
 @dataclass(frozen=True)
@@ -50,25 +49,14 @@ VOCABULARIES = {
     "llama3_1-8b": Vocabulary(128_256, (128_001, 128_008, 128_009)),
     "deepseek-r1": Vocabulary(129_280, (1,)),
 }
-# Samples that an audit logs; TEST07 has a dataset of its own.
-SAMPLES = {"TEST06": 100, "TEST07": 990, "TEST09": 6396}
-# What an audit's audit.config makes LoadGen report.
-_SETTINGS: Mapping[str, int | bool] = {
-    "effective_accuracy_log_rng_seed": 720381539243781796,
-    "effective_sample_concatenate_permutation": False,
-    "effective_min_duration_ms": 0,
-}
+_SCORE = AUDITS["TEST07"].limits["test07_accuracy_threshold"]
+_SHORT, _LONG = (AUDITS["TEST09"].limits[f"test09_{end}_output_tokens"] for end in ("min", "max"))
 # Figures in a verifier's text, with the bounds that audit.config sets and its options could have moved.
 _BOUNDS = {
     "TEST06": (),
-    "TEST07": (("Accuracy score", 60.698, 100.0), ("Accuracy threshold", 60.698, 100.0)),
-    "TEST09": (
-        ("Mean output tokens", SHORTEST, LONGEST_MEAN),
-        ("Min threshold", SHORTEST, LONGEST_MEAN),
-        ("Max threshold", SHORTEST, LONGEST_MEAN),
-    ),
+    "TEST07": (("Accuracy score", _SCORE, 100.0), ("Accuracy threshold", _SCORE, 100.0)),
+    "TEST09": tuple((label, _SHORT, _LONG) for label in ("Mean output tokens", "Min threshold", "Max threshold")),
 }
-_SAMPLING = {"TEST06": 100, "TEST07": 990, "TEST09": 10_000}
 
 
 def check_audits(claim: Claim, originals: Path | None) -> Iterator[Problem | DetailLog]:
@@ -141,7 +129,7 @@ def _check_answers(folder: Path, test: str, claim: Claim, originals: Path | None
     except Unreadable as fault:
         yield error(path, f"the audit's accuracy log {clean(str(fault))}", f"compliance/{test}", VERIFY)
         return
-    expected = SAMPLES[test]
+    expected = AUDITS[test].samples
     if len(entries) != expected:
         what = f"the audit logged {len(entries)} answers, and {expected} are needed"
         yield error(path, what, f"compliance/{test}, audit.config; {NOT_READ}", VERIFY)
@@ -201,8 +189,8 @@ def length_faults(entries: Sequence[Entry], test: str) -> Iterator[str]:
     if len({entry.index for entry in entries}) != len(entries):
         yield "some samples were answered more than once"
     mean = sum(len(entry.data) // 4 for entry in entries) / max(len(entries), 1)
-    if test == "TEST09" and not SHORTEST <= mean <= LONGEST_MEAN:
-        yield f"the answers have {mean:.2f} tokens on average, and {SHORTEST} to {LONGEST_MEAN} are needed"
+    if test == "TEST09" and not _SHORT <= mean <= _LONG:
+        yield f"the answers have {mean:.2f} tokens on average, and {_SHORT} to {_LONG} are needed"
 
 
 # -- the logs of the audit --------------------------------------------------------------------------------------------
@@ -232,9 +220,5 @@ def check_audit_log(log: DetailLog, test: str, claim: Claim) -> Iterator[Problem
         if log.values.get(f"effective_{key}") != expected:
             what = f"the audit is of {key.removeprefix('test_')} {log.show(f'effective_{key}')}, and not of {expected}"
             yield error(log.path, what, f"compliance/{test}", fix)
-    settings = {**_SETTINGS, "effective_accuracy_log_sampling_target": _SAMPLING[test]}
-    settings |= {"effective_performance_issue_unique": True} if test != "TEST06" else {}
-    for key, value in settings.items():
-        if log.values.get(key) != value:
-            what = f"{key} is {log.show(key)}, and {test} sets {value}"
-            yield error(log.path, what, f"compliance/{test}, audit.config", fix)
+    for difference in reported_differences(AUDITS[test].settings, claim.loadgen_scenario, log.values):
+        yield error(log.path, f"{test}'s {clean(difference)}", f"compliance/{test}, audit.config", fix)

@@ -10,11 +10,8 @@ from typing import Any
 
 from harness import benchmarks
 from harness.benchmarks import Benchmark
-from harness.results import is_local, load
+from harness.results import SUBMISSION, is_local, load
 from sut.errors import ConfigError, SetupError
-
-SUBMISSION = "submission.json"
-"""What `--mode submission` leaves beside its parts."""
 
 # Without these a result.json is none of this harness's.
 _KEYS = {"status", "valid", "invalid_reasons", "not_ready_reasons", "scenario", "mode", "benchmark", "accuracy"}

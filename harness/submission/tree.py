@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.audits import AUDITS
 from harness.results import ACCURACY, DETAIL
 
 DIVISIONS = ("closed", "open", "network")
@@ -30,7 +31,7 @@ SCORES = "accuracy.txt"
 LOGS = (SUMMARY, DETAIL, ACCURACY)
 PROVENANCE = "provenance.json"
 # What each audit's verifier writes, by which the audit is said to have passed.
-VERDICTS = {"TEST06": "verify_accuracy.txt", "TEST07": "verify_accuracy.txt", "TEST09": "verify_output_len.txt"}
+VERDICTS = {name: audit.verdict for name, audit in AUDITS.items()}
 # The first line of a scenario's README.md begins with it where the `echo` backend stood in for a model.
 REHEARSAL = "REHEARSAL"
 

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from harness.audits import AUDITS
 from harness.benchmarks import Benchmark, find
 from harness.conf import round_settings
 from harness.submission.fields import MEASUREMENTS, NETWORK_FIELDS, SYSTEM_FIELDS
@@ -63,6 +64,7 @@ def settings(row: Benchmark, scenario: str, mode: str, audit: str | None = None)
     seeds = {name: limits[name] for name in ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed")}
     sampling = {None: 0, "TEST06": 100, "TEST07": 990, "TEST09": 10_000}[audit]
     offline = 100 if audit else row.samples
+    asked = int(AUDITS[audit].settings["min_query_count"]) if audit else limits.get("min_query_count", 100)
     plain = ("accuracy_log_rng_seed", "accuracy_log_probability", "accuracy_log_sampling_target", "print_timestamps")
     issue = ("performance_issue_unique", "performance_issue_same", "performance_issue_same_index")
     shortest, fewest = 0 if audit else limits["min_duration"], 1 if scenario == "Offline" else 100
@@ -79,7 +81,7 @@ def settings(row: Benchmark, scenario: str, mode: str, audit: str | None = None)
         "effective_target_duration_ms": shortest,
         "requested_scenario": loadgen_scenario,
         "requested_test_mode": mode,
-        "requested_min_query_count": limits.get("min_query_count", 100),
+        "requested_min_query_count": asked,
         **{f"requested_{name}": seed for name, seed in seeds.items()},
         "requested_use_token_latencies": True,
         "effective_scenario": loadgen_scenario,

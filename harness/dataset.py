@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from harness.tables import BATCH, COLUMNS, PROCESSED, Table, digest_of, is_hub_id, is_processed, open_table
+from harness.tables import BATCH, COLUMNS, PROMPTS, REFERENCE, Table, digest_of, is_hub_id, is_processed, open_table
 from sut.errors import SetupError
 from sut.query import TOKEN_DTYPE, Tokens
 
@@ -41,6 +41,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def referenced(self) -> bool:
+        """Whether answers can be held against references."""
+        return any(self.references)
 
     def prompt(self, index: int) -> Tokens:
         """A view of one prompt's token ids."""
@@ -191,17 +196,21 @@ def raw_samples(table: Table, limit: int | None, tokenizer: Tokenizer, suffix: S
 
 
 def processed_samples(table: Table, limit: int | None, vocabulary: int) -> Iterator[Sample]:
-    """A row without an id is called by its number, from 0."""
+    """A row without an id is called by its number, from 0. Where no row has a reference, it is empty."""
+    prompts = next(name for name in PROMPTS if name in table.columns)
+    referenced = REFERENCE in table.columns
     for number, (place, cells) in enumerate(islice(table.rows, limit)):
         where = f"{table.name}, {place}"
-        reference = cells.get("output")
+        reference = cells.get(REFERENCE) if referenced else ""
         if not isinstance(reference, str):
-            raise SetupError(f"{where}: no text in column 'output'; processed rows have {' and '.join(PROCESSED)}.")
+            raise SetupError(
+                f"{where}: no text in column {REFERENCE!r}; processed rows have {prompts} and {REFERENCE}."
+            )
         name = cells.get("id")
         yield Sample(
             str(number) if name is None else str(name),
             reference,
-            check_prompt(cells.get("tok_input"), vocabulary, where),
+            check_prompt(cells.get(prompts), vocabulary, where),
         )
 
 

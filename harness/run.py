@@ -28,6 +28,7 @@ from harness.journal import JOURNAL, Journal, recall
 from harness.progress import Progress
 from harness.recorder import Recorder
 from harness.results import Facts, RunResult
+from harness.tables import REFERENCE
 from sut.backends import Plan, make_backends
 from sut.dispatch import Books, Replica
 from sut.errors import ConfigError, SetupError
@@ -70,6 +71,8 @@ def check(config: RunConfig) -> tuple[RunConfig, Samples, Tokenizer]:
     """
     tokenizer = Tokenizer(find_model(config.model))
     samples = load_samples(config, tokenizer)
+    if config.mode != "performance" and config.row.ungraded is None and not samples.referenced:
+        raise SetupError(f"{config.dataset} has no references (column {REFERENCE}), so its answers cannot be scored.")
     return replace(config, settings=fit_to_dataset(config, len(samples))), samples, tokenizer
 
 

@@ -24,10 +24,14 @@ from sut.errors import SetupError
 COLUMNS = ("id", "system_prompt", "question", "response")
 """The columns of a raw row, all text."""
 
-PROCESSED = ("tok_input", "output")
-"""The columns of a processed row: the prompt's token ids, and the reference text. It may have an `id` too."""
+PROMPTS = ("tok_input", "input_tokens")
+"""The column of a processed row that holds the prompt's token ids: the second is gpt-oss-120b's since its v4.0
+(language/gpt-oss-120b/utils/tokenization.py of mlcommons/inference)."""
 
-WANTED = (*COLUMNS, *PROCESSED)
+REFERENCE = "output"
+"""A processed row's reference text. A dataset whose answers are graded otherwise has none. It may have an `id` too."""
+
+WANTED = (*COLUMNS, *PROMPTS, REFERENCE)
 
 BATCH = 128
 """Rows that are decoded or tokenised at once."""
@@ -54,13 +58,13 @@ class Table(NamedTuple):
 
 
 def is_processed(columns: Sequence[str]) -> bool:
-    return set(columns).issuperset(PROCESSED)
+    return not set(columns).isdisjoint(PROMPTS)
 
 
 def is_raw(columns: Sequence[str]) -> bool:
     """Whether rows are meant to be raw, be it that a column is missing, which is said of the row that lacks it."""
     return set(columns).issuperset(COLUMNS) or (
-        ("question" in columns or "response" in columns) and ("tok_input" not in columns)
+        ("question" in columns or "response" in columns) and not is_processed(columns)
     )
 
 
@@ -72,7 +76,7 @@ def open_table(source: str) -> Table:
     if columns and not is_processed(columns) and not is_raw(columns):
         raise SetupError(
             f"{table.name} has the columns {', '.join(columns)}; needed are {', '.join(COLUMNS)} (raw rows) or "
-            f"{' and '.join(PROCESSED)} (processed ones)."
+            f"{PROMPTS[0]} and {REFERENCE} (processed ones)."
         )
     if first is None:
         raise SetupError(f"the dataset {table.name} is empty.")

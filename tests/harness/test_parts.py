@@ -222,6 +222,15 @@ def test_an_audit_dataset_where_it_belongs(benchmark: str, more: list[str], says
     assert run.code == 2 and says in run.err
 
 
+def test_a_dataset_without_references_is_refused_where_answers_are_scored(tmp_path: Path, harness: Run) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"tok_input": [1, 2]}\n')
+    words = ["--scenario", "Offline", "--backend", "echo", "--dataset", str(path)]
+    run = harness(*words, "--mode", "accuracy")
+    assert run.code == 3 and "has no references (column output)" in run.err
+    assert harness(*words).code == 0
+
+
 def test_the_wrong_number_of_compliance_samples_is_refused(tmp_path: Path, harness: Run) -> None:
     words = ["--benchmark", "gpt-oss-120b", "--mode", "submission", "--scenario", "Offline", "--backend", "echo"]
     words += ["--model", roomy_model(tmp_path / "model"), "--dataset", dataset(tmp_path / "perf.jsonl", 8)]

@@ -174,14 +174,15 @@ def read_detail(path: Path) -> Log:
             continue
         try:
             entry = json.loads(line.removeprefix(":::MLLOG "))
-        except ValueError:
+            key, value, marked = str(entry["key"]), entry["value"], bool(entry["metadata"]["is_error"])
+        except (ValueError, LookupError, TypeError):
             # LoadGen does not escape its messages; an error line must count all the same.
             if re.search(r'"is_error":\s*true', line):
                 errors.append(line[:300])
             continue
-        values[entry["key"]] = entry["value"]
-        if entry["metadata"]["is_error"]:
-            errors.append(f"{entry['key']}: {entry['value']}")
+        values[key] = value
+        if marked:
+            errors.append(f"{key}: {value}")
     return Log(values, tuple(errors))
 
 

@@ -417,3 +417,22 @@ def test_the_settings_that_a_run_was_held_to_are_those_loadgen_reports(runs: dic
 def test_interactive_has_limits_of_its_own(runs: dict[Any, Any]) -> None:
     reasons = " ".join(runs["Interactive", "performance"].result["not_ready_reasons"])
     assert "ttft_latency" not in reasons
+
+
+@pytest.mark.parametrize(
+    ("line", "errors"),
+    [
+        (':::MLLOG {"key": "a"', 0),  # cut off
+        (":::MLLOG [1, 2]", 0),
+        (":::MLLOG null", 0),
+        (':::MLLOG {"value": 1, "metadata": {"is_error": false}}', 0),
+        (':::MLLOG {"key": "a", "value": 1}', 0),
+        (':::MLLOG {"key": "a", "value": "said "so"", "metadata": {"is_error": true}}', 1),  # not escaped
+        (':::MLLOG {"value": 1, "metadata": {"is_error": true}}', 1),
+    ],
+)
+def test_a_line_that_loadgen_would_not_write_ends_nothing(line: str, errors: int, tmp_path: Path) -> None:
+    right = ':::MLLOG {"key": "b", "value": 2, "metadata": {"is_error": false}}'
+    (tmp_path / "detail.txt").write_text(f"{line}\n{right}\n")
+    log = results.read_detail(tmp_path / "detail.txt")
+    assert (dict(log.values), len(log.errors)) == ({"b": 2}, errors)

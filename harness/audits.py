@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.benchmarks import Number
-from harness.conf import read_conf
+from harness.conf import parse_conf
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ AUDITS = {
 }
 
 
-def which(path: Path) -> Audit | None:
-    """The compliance test whose settings a file holds, and no others; None for any other file. Raises ConfigError for
+def which(text: str) -> Audit | None:
+    """The compliance test whose settings a file's text holds, and no others; None for any other. Raises ConfigError for
     one that cannot be read."""
-    found = read_conf(path, refuse=False)
+    found = parse_conf(text.splitlines(), Path("audit.config"), refuse=False)
     settings = {key: value for (model, scenario, key), value in found.items() if (model, scenario) == ("*", "*")}
     return next((audit for audit in AUDITS.values() if settings == {**audit.settings, **audit.limits}), None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from harness.results import ACCURACY, DETAIL, RESULT, Log, load, read_detail
 from sut.errors import ConfigError, SetupError
 from sut.query import TOKEN_DTYPE
 
-SCORE = re.compile(r"'exact_match':\s*([\d.]+)")
+SCORE = re.compile(r"'exact_match':\s*(\d+(?:\.\d+)?)(?![\d.])")
 """How an evaluation script says its score (TEST07/run_verification.py)."""
 
 
@@ -89,10 +90,18 @@ def recognise(folder: Path, test: str | None = None, scenario: str | None = None
 
 
 def save(verdict: Verdict, folder: Path) -> Path:
-    """Write what a submission holds: the official verifier's words."""
+    """Write what a submission holds: the official verifier's words. Raises ConfigError if others stand there."""
     path = folder / AUDITS[verdict.test].verdict
-    path.write_text(verdict.text)
+    write_new(path, verdict.text)
     return path
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that is not there, or holds the same. Raises ConfigError for one that holds something else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_bytes() != text.encode():
+        raise ConfigError(f"{path} already holds something else: name another folder, nothing is overwritten.")
+    path.write_text(text)
 
 
 # -- the run itself ---------------------------------------------------------------------------------------------------
@@ -200,8 +209,10 @@ def judge_lengths(audit: Audit, entries: Sequence[Entry], faults: Sequence[str])
 
 
 def run_script(command: str, log: Path) -> str:
-    """What an evaluation script prints. Raises SetupError if it fails."""
-    words = command.replace("{accuracy_log}", f"'{log.absolute()}'")
+    """What an evaluation script prints. Raises SetupError if it fails, ConfigError if it would not read this log."""
+    if "{accuracy_log}" not in command:
+        raise ConfigError("--accuracy-script does not say where the log goes: put {accuracy_log} in its place.")
+    words = command.replace("{accuracy_log}", shlex.quote(str(log.absolute())))
     done = subprocess.run(words, shell=True, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()

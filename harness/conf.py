@@ -81,6 +81,11 @@ def read_conf(path: Path, refuse: bool = True) -> Conf:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}.") from error
+    return parse_conf(lines, path, refuse)
+
+
+def parse_conf(lines: Iterable[str], path: Path, refuse: bool) -> Conf:
+    """The lines of a conf file; `path` is for the messages, `refuse` whether unknown keys are."""
     conf: Conf = {}
     for number, line in enumerate(lines, 1):
         words = line.split()
@@ -131,10 +136,12 @@ def lookup(conf: Conf, model: str, scenario: str, key: str) -> Number | None:
     return None
 
 
+CONF_HEAD = "# The effective user.conf of this run: what LoadGen read beside its built-in mlperf.conf.\n"
+
+
 def conf_text(model: str, scenario: str, settings: Mapping[str, Number]) -> str:
     """A user.conf that holds exactly these settings."""
-    head = "# The effective user.conf of this run: what LoadGen read beside its built-in mlperf.conf.\n"
-    return head + "".join(f"{model}.{scenario}.{key} = {value}\n" for key, value in sorted(settings.items()))
+    return CONF_HEAD + "".join(f"{model}.{scenario}.{key} = {value}\n" for key, value in sorted(settings.items()))
 
 
 # LoadGen's key -> (the name it reports it by, factor), per scenario where it differs; nanoseconds are reported for

@@ -19,13 +19,16 @@ from typing import Any, NamedTuple
 from harness import benchmarks
 from harness.audits import AUDITS, Audit, which
 from harness.benchmarks import SCENARIOS, Benchmark, Number
-from harness.conf import INTEGER_KEYS, REAL_KEYS, Conf, default_file, lookup, read_conf
+from harness.conf import INTEGER_KEYS, REAL_KEYS, Conf, default_file, lookup, parse_conf, read_conf
 from sut.backends import BACKENDS, Generation
 from sut.dispatch import POLICIES
 from sut.errors import ConfigError
 
 # Names of variables whose values are never saved or shown.
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+SECRET = re.compile(r"KEY|TOKEN(?!IZ|S)|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+
+USER_CONF, AUDIT_FILE = "user.conf", "audit.config"
+"""The settings that LoadGen reads, in a run's folder: in the working directory it would find the second by itself."""
 
 MODES = ("performance", "accuracy", "submission")
 """`submission` is accuracy, performance and the compliance tests on one start of the engines (parts.py)."""
@@ -69,6 +72,8 @@ class RunConfig:
     resume: bool
     user_conf: str | None
     audit_config: str | None
+    audit_text: str | None
+    """What the audit file says; LoadGen reads a copy of it in the output directory."""
     settings: Mapping[str, Number]
     chosen: frozenset[str]
     """The keys of `settings` that a person set, by user.conf or an option."""
@@ -99,7 +104,7 @@ class RunConfig:
     @property
     def audit(self) -> Audit | None:
         """The compliance test that this run is, if it is one."""
-        return which(Path(self.audit_config)) if self.audit_config is not None else None
+        return which(self.audit_text) if self.audit_text is not None else None
 
     @property
     def stream(self) -> bool:
@@ -203,6 +208,7 @@ def resolve(
         resume=resume,
         user_conf=str(conf_path) if conf_path else None,
         audit_config=str(audit_config) if audit_config else None,
+        audit_text=read_audit(audit_config) if audit_config else None,
         settings=resolve_settings(row, scenario, conf, options),
         chosen=chosen_keys(row, scenario, conf, options),
         output_dir=output_dir or default_output(benchmark, scenario, mode),
@@ -327,9 +333,9 @@ def fit_to_dataset(config: RunConfig, samples: int) -> dict[str, Number]:
 
 def asked_settings(config: RunConfig) -> dict[str, Number]:
     """The settings that LoadGen is to report back: those of the run, and over them those of an audit file."""
-    if config.audit_config is None:
+    if config.audit_text is None:
         return dict(config.settings)
-    conf = read_conf(Path(config.audit_config), refuse=False)
+    conf = parse_conf(config.audit_text.splitlines(), Path(AUDIT_FILE), refuse=False)
     keys = {key for _, _, key in conf}
     place = config.loadgen_model, config.loadgen_scenario
     audit = {key: value for key in keys if (value := lookup(conf, *place, key)) is not None}
@@ -370,6 +376,21 @@ def at_least_one(**numbers: int | None) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} is {number}: it must be at least 1.")
 
 
+def read_audit(path: Path) -> str:
+    """An audit file's text. Raises ConfigError for one that LoadGen could not read."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}.") from error
+    parse_conf(text.splitlines(), path, refuse=False)
+    return text
+
+
+def shown_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Engine arguments as they may be shown and saved."""
+    return {name: "***" if SECRET.search(name) else value for name, value in arguments.items()}
+
+
 def as_json(config: RunConfig) -> dict[str, Any]:
     """Every option by its long name, as result.json holds it."""
     plain = {field.name: getattr(config, field.name) for field in fields(config)}
@@ -383,5 +404,6 @@ def as_json(config: RunConfig) -> dict[str, Any]:
         "target_qps": config.settings.get("target_qps"),
         "min_duration": None if milliseconds is None else milliseconds / 1000,
         "min_queries": config.settings.get("min_query_count"),
+        "engine_arg": shown_arguments(config.engine_arg),
         "engine_env": {name: "***" if SECRET.search(name) else value for name, value in config.engine_env.items()},
     }

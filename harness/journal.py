@@ -1,12 +1,15 @@
 """Answers on disk while an accuracy test runs, so that one that is stopped can go on where it was.
 
 `answers.journal` is a line of JSON that says what was asked of whom, and then a record per answer: sample index, number
-of tokens, CRC-32 of the tokens, the tokens; all int32 in the machine's order. A record that is cut off ends the file.
+of tokens, CRC-32 of both and of the tokens, the tokens; all 32 bits in the machine's order. A record that is not whole
+ends the file.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,17 +31,30 @@ _HEAD = 3
 
 
 class Journal:
-    """Answers that are right are appended to a file; a disk that is full ends that, and not the test (`trouble`)."""
+    """A file that answers are appended to, by one process at a time; `known` are those that were there before.
+
+    A disk that is full ends the journal, and not the test (`trouble`).
+    """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
-        """Go on with a file, or begin it. Raises OSError."""
+        """Go on with a file, or begin it. Raises OSError, SetupError for a file that is no journal, and ConfigError for
+        one that another process writes, or that is about another test."""
+        self.trouble: str | None = None
+        self.known: dict[int, Tokens] = {}
         self._path = path
         self._file = path.open("ab", buffering=1 << 20)
         self._flushed = monotonic()
-        self.trouble: str | None = None
-        if not path.stat().st_size:
-            self._file.write(json.dumps(about, sort_keys=True).encode() + b"\n")
-            self._file.flush()
+        try:
+            lock(self._file.fileno(), path)
+            if path.stat().st_size:
+                self.known, size = recall(path, about)
+                os.truncate(path, size)
+            else:
+                self._file.write(json.dumps(about, sort_keys=True).encode() + b"\n")
+                self._file.flush()
+        except BaseException:
+            self._file.close()
+            raise
 
     def add(self, finished: Iterable[tuple[Query, Outcome]]) -> None:
         if self.trouble is not None:
@@ -64,10 +80,21 @@ class Journal:
         self._path.unlink(missing_ok=True)
 
 
+def lock(number: int, path: Path) -> None:
+    """Have a file to oneself until it is closed. Raises ConfigError if another process has it."""
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(f"a test still runs in {path.parent}: wait for it, or end it first.") from error
+
+
 def record(index: int, tokens: Tokens) -> bytes:
     body = tokens.astype(TOKEN_DTYPE, copy=False).tobytes()
-    check = zlib.crc32(body)
-    return np.array([index, len(tokens), check], np.uint32).tobytes() + body
+    return np.array([index, len(tokens), checksum(index, body)], np.uint32).tobytes() + body
+
+
+def checksum(index: int, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(np.array([index, len(body)], np.uint32).tobytes()))
 
 
 def recall(path: Path, about: Mapping[str, Any]) -> tuple[dict[int, Tokens], int]:
@@ -93,7 +120,7 @@ def recall(path: Path, about: Mapping[str, Any]) -> tuple[dict[int, Tokens], int
             "the same, or choose another --output-dir."
         )
     answers, size = records(rest)
-    return answers, len(line) + 1 + size
+    return {index: tokens for index, tokens in answers.items() if index < said["samples"]}, len(line) + 1 + size
 
 
 def records(data: bytes) -> tuple[dict[int, Tokens], int]:
@@ -105,7 +132,7 @@ def records(data: bytes) -> tuple[dict[int, Tokens], int]:
     while place + _HEAD <= len(numbers):
         index, count, check = numbers[place : place + _HEAD].view(np.uint32).tolist()
         tokens = numbers[place + _HEAD : place + _HEAD + count]
-        if len(tokens) != count or zlib.crc32(tokens.tobytes()) != check:
+        if not count or len(tokens) != count or checksum(index, tokens.tobytes()) != check:
             break
         answers.setdefault(index, tokens)
         place += _HEAD + count

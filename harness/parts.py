@@ -6,13 +6,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from harness import report
 from harness.audits import AUDITS
 from harness.benchmarks import Number
-from harness.config import RunConfig
+from harness.config import AUDIT_FILE, RunConfig
 from harness.dataset import Samples, Tokenizer
 from harness.progress import Progress
 from harness.results import SUBMISSION, RunResult
@@ -22,9 +21,6 @@ from sut.errors import SetupError
 # Format of submission.json.
 #   1   the first
 FORMAT_VERSION = 1
-
-AUDIT_FILE = "audit.config"
-"""In a compliance run's folder; never in the working directory, where LoadGen would find it by itself."""
 
 
 def plan(config: RunConfig) -> dict[str, RunConfig]:
@@ -36,8 +32,7 @@ def plan(config: RunConfig) -> dict[str, RunConfig]:
     parts = {"accuracy": part_of(config, "accuracy")} if row.accuracy_set is None else {}
     parts["performance"] = part_of(config, "performance")
     for name in row.audits:
-        part = part_of(config, "performance", name)
-        parts[name] = replace(part, audit_config=str(part.output_dir / AUDIT_FILE))
+        parts[name] = as_audit(part_of(config, "performance", name), name)
     if "TEST07" in parts:
         # LoadGen keeps what an earlier part has set, so each sets the count that only TEST07 needs.
         parts = {
@@ -69,12 +64,9 @@ def part_of(config: RunConfig, mode: str, name: str | None = None) -> RunConfig:
     return replace(config, mode=mode, output_dir=config.output_dir / (name or mode))
 
 
-def write_audit(name: str, folder: Path) -> Path:
-    """Write a compliance test's file, which LoadGen reads over the run's settings. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / AUDIT_FILE
-    path.write_text(AUDITS[name].text())
-    return path
+def as_audit(config: RunConfig, name: str) -> RunConfig:
+    """A run as a compliance test."""
+    return replace(config, audit_config=str(config.output_dir / AUDIT_FILE), audit_text=AUDITS[name].text())
 
 
 def run_parts(
@@ -89,8 +81,6 @@ def run_parts(
     results: dict[str, RunResult] = {}
     for number, (name, part) in enumerate(parts.items(), 1):
         progress.say(f"Part {number} of {len(parts)}: {name} …")
-        if part.audit_config is not None:
-            write_audit(name, part.output_dir)
         prepare_folder(part)
         own = replace(system, samples=others.get(name, system.samples))
         results[name] = run_test(part, own, progress, proven=proven_by(results))

@@ -6,7 +6,6 @@ and atomically, so a directory without it never came to an end.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,9 +20,11 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
+from harness.audits import AUDITS
 from harness.conf import reported_differences, round_settings
 from harness.config import RunConfig, as_json, asked_settings, resolve_settings
 from harness.recorder import Recorder
+from harness.tables import digest_of
 from sut.errors import SetupError
 
 # Format of result.json.
@@ -411,8 +412,10 @@ LOGS = ("mlperf_log_summary.txt", DETAIL, ACCURACY, "user.conf")
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of LoadGen's logs and the settings it read: a submission holds them as they were written."""
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in LOGS if (folder / name).exists()}
+    """SHA-256 of LoadGen's logs, the settings it read and what was found in them: a submission holds them as they were
+    written."""
+    names = (*LOGS, "accuracy.txt", *sorted({audit.verdict for audit in AUDITS.values()}))
+    return {name: digest_of(folder / name) for name in names if (folder / name).exists()}
 
 
 def conclude(

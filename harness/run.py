@@ -7,7 +7,6 @@ with open_sut(config, progress) as system:
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import threading
 import time
@@ -21,10 +20,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from harness import accuracy, compliance, environment, results
-from harness.conf import conf_text
-from harness.config import RunConfig, as_json, fit_to_dataset
+from harness.conf import CONF_HEAD, conf_text
+from harness.config import AUDIT_FILE, USER_CONF, RunConfig, as_json, fit_to_dataset, shown_arguments
 from harness.dataset import Samples, Tokenizer, load, read_json
-from harness.journal import JOURNAL, Journal, recall
+from harness.journal import JOURNAL, Journal
 from harness.progress import Progress
 from harness.recorder import Recorder
 from harness.results import Facts, RunResult
@@ -34,7 +33,6 @@ from sut.dispatch import Books, Replica
 from sut.errors import ConfigError, SetupError
 from sut.guard import Guard
 from sut.health import Deadlines
-from sut.query import Tokens
 from sut.sut import SUT
 from sut.work import Work
 
@@ -60,8 +58,8 @@ class System:
     samples: Samples
     tokenizer: Tokenizer
     guard: Guard
-    known: Mapping[int, Tokens]
-    """Answers by sample index that an interrupted test has left (`--resume`)."""
+    journal: Journal | None = None
+    """The answers that an interrupted test has left (`--resume`)."""
 
 
 def check(config: RunConfig) -> tuple[RunConfig, Samples, Tokenizer]:
@@ -116,21 +114,23 @@ def open_sut(config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress
 
     The output directory is made once the backend has agreed to its arguments; its engines' logs go there.
     """
-    guard = Guard()
+    guard, journal = Guard(), None
     try:
         progress.say(f"Starting {config.replicas} {config.backend} replica{'s' * (config.replicas > 1)} …")
         sut = make_sut(config, tokenizer)
-        known = take_up(config, samples) if config.resume else {}
+        journal = take_up(config, samples) if config.resume else None
         prepare_folder(config)
         sut.open()
         for line in describe_dialects([replica.backend.facts for replica in sut.replicas]):
             progress.say(line)
-        yield System(sut, samples, tokenizer, guard, known)
+        yield System(sut, samples, tokenizer, guard, journal)
         if sut.aborted is None:
             progress.say("Stopping the replicas …")
             with suppress(KeyboardInterrupt):  # the results are saved, and what still runs is killed
                 sut.close()
     finally:
+        if journal is not None:
+            journal.close()
         guard.close()
 
 
@@ -181,59 +181,90 @@ def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
 
 
 def prepare_folder(config: RunConfig) -> None:
-    """Make the output directory. Raises SetupError if it cannot be written, ConfigError if it holds a run's files."""
+    """Make the output directory with the settings that LoadGen reads. Raises SetupError if it cannot be written,
+    ConfigError if it holds a run's files, or any that a run would write over."""
     folder = config.output_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if config.resume:
             set_aside(folder)
-        if any((folder / name).exists() for name in KEPT if not (config.resume and name == JOURNAL)):
-            hint = " (or go on with it: --resume)" if config.mode == "accuracy" and (folder / JOURNAL).exists() else ""
-            raise ConfigError(
-                f"{folder} already holds a run: choose another --output-dir{hint}, nothing is overwritten."
-            )
-        conf = conf_text(config.loadgen_model, config.loadgen_scenario, config.settings)
-        (folder / "user.conf").write_text(conf)
+        refuse_used(config)
+        (folder / USER_CONF).write_text(conf_text(config.loadgen_model, config.loadgen_scenario, config.settings))
+        if config.audit_text is not None:
+            (folder / AUDIT_FILE).write_text(config.audit_text)
     except OSError as error:
         raise SetupError(f"cannot write to the output directory {folder}: {error.strerror}.") from error
 
 
-KEPT = (results.RESULT, results.DETAIL, "samples.parquet", JOURNAL, results.SUBMISSION)
-"""A folder with one of these holds a run."""
+WRITTEN = (
+    *results.LOGS,
+    results.RESULT,
+    results.SUBMISSION,
+    "samples.parquet",
+    JOURNAL,
+    accuracy.TEXT,
+    accuracy.JSON,
+    accuracy.ROWS,
+)
+"""What a run writes beside the settings: a folder with one of these holds a run."""
 
 
-def take_up(config: RunConfig, samples: Samples) -> dict[int, Tokens]:
-    """The answers of an interrupted test, whose journal then ends with its last whole record. Raises ConfigError or
-    SetupError if there is nothing to go on with."""
-    folder = config.output_dir
-    path = folder / JOURNAL
-    if not path.exists():
-        raise ConfigError(f"{folder} holds no {JOURNAL}: there is nothing to resume, run without --resume.")
-    answers, size = recall(path, journal_head(config, samples))
-    os.truncate(path, size)
-    return answers
+def refuse_used(config: RunConfig) -> None:
+    """Raises ConfigError for an output directory in which something would be overwritten."""
+    folder, own = config.output_dir, {USER_CONF} | ({JOURNAL} if config.resume else set())
+    found = next((name for name in WRITTEN if name not in own and (folder / name).exists()), None)
+    found = found or next((name for name in (USER_CONF, AUDIT_FILE) if is_anothers(config, folder / name)), None)
+    if found is not None:
+        hint = ""
+        if config.mode == "accuracy" and (folder / JOURNAL).exists():
+            hint = f" (or go on with it: --mode accuracy --resume --output-dir {folder})"
+        raise ConfigError(
+            f"{folder} already holds a run's {found}: choose another --output-dir{hint}, nothing is overwritten."
+        )
+
+
+def is_anothers(config: RunConfig, path: Path) -> bool:
+    """Whether a settings file is there that no run of this harness has written."""
+    if (path.name == AUDIT_FILE and config.audit_text is None) or not path.exists():
+        return False
+    return not path.read_text(errors="replace").startswith((CONF_HEAD, config.audit_text or CONF_HEAD))
+
+
+def take_up(config: RunConfig, samples: Samples) -> Journal:
+    """The answers of an interrupted test, which no other process has in hand. Raises ConfigError or SetupError if there
+    is nothing to go on with."""
+    if not (config.output_dir / JOURNAL).exists():
+        raise ConfigError(f"{config.output_dir} holds no {JOURNAL}: there is nothing to resume, run without --resume.")
+    return open_journal(config, samples)
+
+
+HARMLESS = {"max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "slots", "ttft", "tpot", "jitter"}
+HARMLESS |= {"slowdown", "fault", "fault_every", "fault_replica", "down"}
+"""Engine arguments that change how quickly answers come, and not what they are."""
 
 
 def journal_head(config: RunConfig, samples: Samples) -> dict[str, Any]:
     """What a test must have in common with the one that it goes on with."""
     return {
         "benchmark": config.benchmark,
+        "scenario": config.scenario,
         "model": config.model,
+        "backend": config.backend,
         "served_model": config.served_model,
+        "dialect": config.dialect,
         "dataset_sha256": samples.sha256,
         "samples": len(samples),
         "generation": asdict(config.generation),
         "dtype": config.dtype,
-        "engine_arguments": {key: config.engine_arg[key] for key in sorted(results.SERVED & set(config.engine_arg))},
+        "engine_arguments": {k: v for k, v in sorted(shown_arguments(config.engine_arg).items()) if k not in HARMLESS},
     }
 
 
 def set_aside(folder: Path) -> None:
     """Move what an interrupted test has written into a folder of its own: nothing is overwritten."""
     old = next(path for number in count(1) if not (path := folder / f"interrupted-{number}").exists())
-    names = [*results.LOGS, results.RESULT, "samples.parquet", "accuracy.txt", "accuracy.json", accuracy.ROWS]
-    for name in names:
-        if (folder / name).exists():
+    for name in WRITTEN:
+        if name != JOURNAL and (folder / name).exists():
             old.mkdir(exist_ok=True)
             (folder / name).rename(old / name)
 
@@ -248,7 +279,10 @@ def run_test(
     # A stray audit.config is never picked up, but a submitter should know that it lies there.
     stray_audit = Path("audit.config").exists() and config.audit_config is None
     recorder = Recorder([replica.name for replica in system.sut.replicas])
-    journal = open_journal(config, system)
+    journal = system.journal
+    if journal is None and config.mode == "accuracy":
+        journal = open_journal(config, system.samples)
+    known = journal.known if journal is not None else {}
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         facts = drive_loadgen(config, system, recorder, progress, journal)
@@ -274,7 +308,7 @@ def run_test(
             stray_audit=stray_audit,
             texts=compare_texts(recorder.texts, system.tokenizer),
             compliance=verify_audit(config) if config.audit and facts.status == "complete" else None,
-            resumed=len(system.known),
+            resumed=len(known),
         )
         result.save()
         if journal is not None:
@@ -284,13 +318,11 @@ def run_test(
     return result
 
 
-def open_journal(config: RunConfig, system: System) -> Journal | None:
-    """Accuracy tests keep their answers as they come. Raises SetupError if that is not possible."""
-    if config.mode != "accuracy":
-        return None
+def open_journal(config: RunConfig, samples: Samples) -> Journal:
+    """Accuracy tests keep their answers as they come. Raises ConfigError or SetupError if that is not possible."""
     path = config.output_dir / JOURNAL
     try:
-        return Journal(path, journal_head(config, system.samples))
+        return Journal(path, journal_head(config, samples))
     except OSError as error:
         raise SetupError(f"cannot write {path}: {error.strerror}.") from error
 
@@ -350,8 +382,9 @@ def drive_loadgen(
     loaded = min(len(samples), int(override))
     sut.prepare(samples.prompts)
     bridge = loadgen.Bridge(recorder, journal)
-    sut.begin(Work(samples.prompt, config.stream, config.generation.max_tokens, bridge, system.known))
-    audit = Path(config.audit_config) if config.audit_config else None
+    known = journal.known if journal is not None else {}
+    sut.begin(Work(samples.prompt, config.stream, config.generation.max_tokens, bridge, known))
+    audit = folder / AUDIT_FILE if config.audit_text is not None else None
     test = loadgen.Run(sut.issue, settings, len(samples), loaded, folder, audit)
     gc.collect()
     gc.freeze()  # the collector need not walk prompts and engines again and again while the clock runs

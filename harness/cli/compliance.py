@@ -26,7 +26,7 @@ def plan(benchmark: str, output: Path | None) -> int:
     """Show which tests a benchmark asks for, and the settings of each."""
     from harness import benchmarks
     from harness.audits import AUDITS
-    from harness.parts import write_audit
+    from harness.compliance import write_new
 
     names = benchmarks.find(benchmark).audits
     if not names:
@@ -34,7 +34,9 @@ def plan(benchmark: str, output: Path | None) -> int:
     for name in names:
         click.echo(f"{AUDITS[name].text()}# logs {AUDITS[name].samples:,} answers\n")
         if output is not None:
-            click.echo(f"written: {write_audit(name, output / name)}\n")
+            path = output / name / "audit.config"
+            write_new(path, AUDITS[name].text())
+            click.echo(f"written: {path}\n")
     return 0
 
 
@@ -49,19 +51,19 @@ def run_one(test: str, as_json: bool, quiet: bool, debug: bool, **options: Any) 
 
     Exit code: 0 passed, 2 usage, 3 set-up or not decided here, 4 not valid, 5 not passed, 130 interrupted.
     """
-    from dataclasses import replace
-
     from harness.audits import AUDITS
     from harness.config import one_of, resolve
-    from harness.parts import AUDIT_FILE, write_audit
-    from harness.run import check, prepare_folder, raise_on_signals
+    from harness.parts import as_audit
+    from harness.run import check, raise_on_signals
+    from sut.errors import ConfigError
 
     raise_on_signals()
     one_of(test, AUDITS, "compliance test")
-    config, samples, tokenizer = check(resolve(**options))
-    prepare_folder(config)  # refuses a folder that holds a run before anything is written there
-    write_audit(test, config.output_dir)
-    config = replace(config, audit_config=str(config.output_dir / AUDIT_FILE))
+    if options["mode"] != "performance" or options["audit_config"]:
+        raise ConfigError(
+            "a compliance test is a performance run with settings of its own: leave out --mode and --audit-config."
+        )
+    config, samples, tokenizer = check(as_audit(resolve(**options), test))
     return run_and_report(config, samples, tokenizer, as_json, quiet)
 
 
@@ -102,7 +104,6 @@ def verify(
         eos = tuple(rules.eos_ids(find_model(found.model)))
     verdict = rules.verify(found.test, folder, found.scenario, eos, accuracy_script)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         rules.save(verdict, output)
     lines = (
         [json.dumps(verdict.as_json())]

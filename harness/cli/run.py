@@ -153,9 +153,11 @@ def run_and_report(config: Any, samples: Any, tokenizer: Any, as_json: bool, qui
 def run_parts_and_report(config: Any, samples: Any, tokenizer: Any, as_json: bool, quiet: bool) -> int:
     from harness import parts
     from harness.progress import Progress
-    from harness.run import open_sut
+    from harness.run import open_sut, refuse_used
 
     planned = parts.plan(config)
+    for part in planned.values():  # before hours of work
+        refuse_used(part)
     others = parts.load_others(planned, tokenizer)
     with Progress(quiet) as progress, open_sut(config, samples, tokenizer, progress) as system:
         results = parts.run_parts(config, planned, system, others, progress)

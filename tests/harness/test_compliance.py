@@ -165,9 +165,10 @@ def test_test09_counts_each_sample_once(tmp_path: Path) -> None:
     ("script", "passed", "says"),
     [
         (None, None, "graded by the reference's evaluation script"),
-        ("echo \"'exact_match': 71.2\"", True, ""),
-        ("echo \"'exact_match': 60.1\"", False, "the score is 60.1, below 60.698"),
-        ("echo done", None, "prints no 'exact_match'"),
+        ("echo \"'exact_match': 71.2\" # {accuracy_log}", True, ""),
+        ("echo \"'exact_match': 60.1\" # {accuracy_log}", False, "the score is 60.1, below 60.698"),
+        ("echo \"'exact_match': 71.2.1\" # {accuracy_log}", None, "prints no 'exact_match'"),
+        ("echo done # {accuracy_log}", None, "prints no 'exact_match'"),
         ("grep -c qsl_idx {accuracy_log} && echo \"'exact_match': 71\"", True, ""),  # it is told where the log is
     ],
 )
@@ -182,7 +183,25 @@ def test_a_script_scores_test07(script: str | None, passed: bool | None, says: s
 def test_a_script_that_fails_is_said(tmp_path: Path) -> None:
     folder = write_logs(tmp_path, "TEST07", [entry(index, 5, 6) for index in range(990)])
     with pytest.raises(SetupError, match="ended with code 3: no dataset"):
-        verify("TEST07", folder, "Server", (), "echo no dataset >&2; exit 3")
+        verify("TEST07", folder, "Server", (), "echo no dataset >&2; exit 3 # {accuracy_log}")
+
+
+def test_a_script_is_told_the_log_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    folder = write_logs(tmp_path / "o'; touch pwned; '", "TEST07", [entry(index, 5, 6) for index in range(990)])
+    script = "test -s {accuracy_log} && echo \"'exact_match': 71\""
+    assert verify("TEST07", folder, "Server", (), script).passed is True
+    assert not Path("pwned").exists()
+    with pytest.raises(ConfigError, match="does not say where the log goes"):
+        verify("TEST07", folder, "Server", (), "echo \"'exact_match': 71\"")
+
+
+def test_another_verdict_is_not_written_over(tmp_path: Path) -> None:
+    verdict = verify("TEST06", write_logs(tmp_path, "TEST06", right()), "Server", {2})
+    save(verdict, tmp_path / "new")
+    save(verdict, tmp_path / "new")  # the same: nothing is lost
+    (tmp_path / "new" / "verify_accuracy.txt").write_text("by another harness")
+    with pytest.raises(ConfigError, match="nothing is overwritten"):
+        save(verdict, tmp_path / "new")
 
 
 # -- whose logs, whose ids --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from harness import benchmarks, config
 from harness import conf as conf_files
 from harness.conf import Conf
-from harness.config import RunConfig, resolve
+from harness.config import RunConfig, as_json, resolve
 from sut.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -384,3 +384,18 @@ def test_the_rounds_values_are_what_loadgen_itself_has_built_in(model: str, scen
         name, factor = fields[key]
         expected = ours[key] * factor if factor != 1 else ours[key]
         assert theirs[name] == pytest.approx(expected) if isinstance(expected, float) else theirs[name] == expected, key
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden"),
+    [
+        ("hf_token", True),
+        ("api_key", True),
+        ("tokenizer_mode", False),
+        ("max_num_batched_tokens", False),
+        ("tokens", False),
+    ],
+)
+def test_a_secret_among_engine_arguments_is_not_saved(name: str, hidden: bool) -> None:
+    config = resolve(scenario="Offline", engine_arg={name: "precious"})
+    assert as_json(config)["engine_arg"] == {name: "***" if hidden else "precious"}

@@ -10,7 +10,7 @@ from harness.journal import Journal, recall
 from sut.errors import ConfigError, Disconnected, SetupError
 from sut.query import Outcome, Query, as_tokens
 
-ABOUT = {"model": "a/model", "samples": 3, "generation": {"temperature": 0.0}}
+ABOUT = {"model": "a/model", "samples": 5, "generation": {"temperature": 0.0}}
 
 
 def answered(index: int, *ids: int, **how: object) -> tuple[Query, Outcome]:
@@ -27,6 +27,13 @@ def written(path: Path, *finished: tuple[Query, Outcome]) -> Path:
 
 def plain(path: Path) -> dict[int, list[int]]:
     return {index: tokens.tolist() for index, tokens in recall(path, ABOUT)[0].items()}
+
+
+def go_on(path: Path) -> Journal:
+    """A journal that is closed again, for what it has found."""
+    journal = Journal(path, ABOUT)
+    journal.close()
+    return journal
 
 
 def test_answers_come_back(tmp_path: Path) -> None:
@@ -67,7 +74,7 @@ def test_a_damaged_answer_ends_the_file(tmp_path: Path) -> None:
     ("change", "says"),
     [
         ({"model": "b/model"}, "another model"),
-        ({"samples": 4}, "another samples"),
+        ({"samples": 6}, "another samples"),
         ({"generation": {"temperature": 1.0}}, "another generation"),
         ({"dtype": "float32"}, "another dtype"),  # a field that the file does not have
     ],
@@ -95,3 +102,43 @@ def test_a_full_disk_ends_the_journal_and_not_the_test(tmp_path: Path) -> None:
     assert journal.trouble is not None and "No space left" in journal.trouble
     journal.add([answered(1, 5)])
     journal.close()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    """A second one would cut off what the first is writing."""
+    first = Journal(tmp_path / "j", ABOUT)
+    first.add([answered(0, 5)])
+    with pytest.raises(ConfigError, match="a test still runs in"):
+        Journal(tmp_path / "j", ABOUT)
+    first.close()
+    assert list(go_on(tmp_path / "j").known) == [0]
+
+
+def test_going_on_cuts_off_what_is_not_whole(tmp_path: Path) -> None:
+    path = written(tmp_path / "j", answered(0, 5, 6), answered(1, 7, 8))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    assert list(go_on(path).known) == [0]
+    written(path, answered(2, 9))
+    assert plain(path) == {0: [5, 6], 2: [9]}
+
+
+@pytest.mark.parametrize("place", range(-20, 0))
+def test_no_byte_of_a_record_may_differ(place: int, tmp_path: Path) -> None:
+    """Its twenty: index, count, checksum and two tokens. Another index would be an answer to another sample."""
+    path = written(tmp_path / "j", answered(0, 5, 6), answered(1, 7, 8))
+    data = bytearray(path.read_bytes())
+    data[place] ^= 2
+    path.write_bytes(data)
+    assert plain(path) == {0: [5, 6]}
+
+
+def test_zeros_at_the_end_are_no_answer(tmp_path: Path) -> None:
+    """A file system may leave them after a loss of power."""
+    path = written(tmp_path / "j", answered(3, 5, 6))
+    path.write_bytes(path.read_bytes() + bytes(4096))
+    assert plain(path) == {3: [5, 6]}
+
+
+def test_a_sample_that_is_not_asked_is_left_out(tmp_path: Path) -> None:
+    assert plain(written(tmp_path / "j", answered(7, 5, 6), answered(4, 8))) == {4: [8]}

@@ -153,6 +153,37 @@ def test_a_folder_that_holds_a_submission_is_left_as_it_is(submissions: dict[Any
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("performance/result.json", "{}"), ("TEST06/audit.config", "# mine\n"), ("accuracy/user.conf", "# mine\n")],
+)
+def test_a_part_that_is_there_is_found_before_anything_runs(
+    tmp_path: Path, harness: Run, name: str, content: str
+) -> None:
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    run = harness("--scenario", "Offline", "--mode", "submission", "--backend", "echo")
+    assert run.code == 2 and f"already holds a run's {path.name}" in run.err
+    assert [each for each in (tmp_path / "out").rglob("*") if each.is_file()] == [path]
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("more", [["--mode", "submission"], ["--mode", "accuracy"], ["--audit-config", __file__]])
+def test_a_compliance_run_has_settings_of_its_own(tmp_path: Path, more: list[str]) -> None:
+    words = ["compliance", "run", "TEST06", "--scenario", "Offline", "--backend", "echo"]
+    run = call(*words, *more, "--output-dir", str(tmp_path / "out"))
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_plan_is_not_written_over_another(tmp_path: Path) -> None:
+    path = tmp_path / "TEST06" / "audit.config"
+    path.parent.mkdir()
+    path.write_text("# mine\n")
+    run = call("compliance", "plan", "--benchmark", "demo", "--output", str(tmp_path))
+    assert run.returncode == 2 and path.read_text() == "# mine\n"
+
+
 def test_the_order_of_the_parts() -> None:
     config = resolve(scenario="Server", mode="submission", backend="echo", output_dir=Path("out"))
     parts = plan(config)
@@ -206,7 +237,7 @@ def test_a_compliance_test_may_ask_samples_of_its_own(tmp_path: Path, harness: R
         assert not any("benchmark's" in reason and "model" not in reason for reason in own.result["not_ready_reasons"])
     assert part(run, "TEST09").result["compliance"]["passed"] is True
     assert part(run, "TEST07").result["compliance"]["passed"] is None
-    graded = ["--accuracy-script", "echo \"'exact_match': 70.0\""]
+    graded = ["--accuracy-script", "echo \"'exact_match': 70.0\" # {accuracy_log}"]
     assert call("compliance", "verify", str(run.folder / "TEST07"), *graded).returncode == 0
 
 

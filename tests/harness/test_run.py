@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from harness.audits import AUDITS
 from harness.config import resolve
 from harness.run import describe_dialects, expected_queries
 from sut.backends.echo import FAULTS
@@ -294,7 +295,9 @@ def test_a_directory_that_holds_a_result_is_left_as_it_is(tmp_path: Path, harnes
     (folder / "result.json").write_text("precious")
     run = harness("--scenario", "Offline", "--backend", "echo", "--samples", "64", "--quiet")
     assert (run.code, run.out) == (2, "")
-    assert run.err == (f"error: {folder} already holds a run: choose another --output-dir, nothing is overwritten.\n")
+    assert run.err == (
+        f"error: {folder} already holds a run's result.json: choose another --output-dir, nothing is overwritten.\n"
+    )
     assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("result.json", "precious")]
 
 
@@ -447,16 +450,6 @@ def test_a_failed_query_is_asked_again_on_going_on(tmp_path: Path, harness: Run)
     assert (run.result["resumed"], run.result["replicas"][0]["queries"]) == (56, 8)
 
 
-def test_answers_of_another_model_are_not_taken_over(tmp_path: Path, harness: Run) -> None:
-    words = ("--scenario", "Offline", "--mode", "accuracy", "--backend", "echo")
-    assert harness(*words, "--samples", "64", "--engine-arg", "fault=error").code == 4
-    kept = (tmp_path / "out" / "answers.journal").read_bytes()
-    run = harness(*words, "--samples", "32", "--resume")
-    assert run.code == 2 and "another samples (64, now 32)" in run.err
-    assert (tmp_path / "out" / "answers.journal").read_bytes() == kept
-    assert (tmp_path / "out" / "result.json").exists()
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -467,3 +460,66 @@ def test_answers_of_another_model_are_not_taken_over(tmp_path: Path, harness: Ru
 def test_a_clock_cannot_be_resumed(options: list[str], says: str, harness: Run) -> None:
     run = harness("--scenario", "Offline", "--backend", "echo", *options)
     assert run.code == 2 and says in run.err
+
+
+def test_a_test_that_still_runs_is_not_taken_up(tmp_path: Path, harness: Run) -> None:
+    """Two in one folder would mix their logs, and the first would be valid with the answers of the second."""
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "harness", *SLOWLY, "--output-dir", str(out), "--quiet"]
+    first = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 30
+    while not (out / "answers.journal").exists() or (out / "answers.journal").stat().st_size < 5_000:
+        assert time.monotonic() < end and first.poll() is None
+        time.sleep(0.05)
+    second = harness(*SLOWLY, "--resume")
+    assert second.code == 2 and "a test still runs in" in second.err
+    assert first.wait(30) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["valid"] and result["resumed"] == 0 and not (out / "interrupted-1").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--engine-arg", "tokens=5"], "another engine arguments"),
+        (["--scenario", "Server", "--target-qps", "1000"], "another scenario"),
+        (["--samples", "32"], "another samples (64, now 32)"),
+    ],
+)
+def test_answers_of_another_kind_are_not_taken_over(tmp_path: Path, harness: Run, change: list[str], says: str) -> None:
+    words = ("--scenario", "Offline", "--mode", "accuracy", "--backend", "echo", "--samples", "64")
+    assert harness(*words, "--engine-arg", "fault=error").code == 4
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    run = harness(*words, *change, "--resume")
+    assert run.code == 2 and says in run.err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == kept
+
+
+@pytest.mark.parametrize(
+    "name", ["user.conf", "accuracy.txt", "mlperf_log_accuracy.json", "mlperf_log_summary.txt", "accuracy.json"]
+)
+def test_a_persons_file_is_not_written_over(tmp_path: Path, harness: Run, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / name
+    path.write_text("# mine\n")
+    more = ["--user-conf", str(path)] if name == "user.conf" else []
+    run = harness("--scenario", "Offline", "--backend", "echo", "--samples", "64", *more)
+    assert run.code == 2 and f"already holds a run's {name}" in run.err
+    assert path.read_text() == "# mine\n" and list((tmp_path / "out").iterdir()) == [path]
+
+
+def test_an_audit_file_may_go_away_while_the_test_runs(tmp_path: Path) -> None:
+    audit = tmp_path / "test06.config"
+    audit.write_text(AUDITS["TEST06"].text())
+    options = ("--scenario", "Server", "--backend", "echo", "--target-qps", "30", "--audit-config", str(audit))
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "harness", *options, "--output-dir", str(out), "--quiet"]
+    run = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 30
+    while not (out / "mlperf_log_detail.txt").exists():
+        assert time.monotonic() < end and run.poll() is None
+        time.sleep(0.02)
+    audit.unlink()
+    assert run.communicate(timeout=30)[1] == "" and run.returncode == 0
+    result = json.loads((out / "result.json").read_text())
+    assert (result["audit"], result["compliance"]["passed"]) == ("TEST06", True)

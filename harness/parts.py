@@ -13,9 +13,10 @@ from harness.audits import AUDITS
 from harness.benchmarks import Number
 from harness.config import AUDIT_FILE, RunConfig
 from harness.dataset import Samples, Tokenizer
+from harness.folder import prepare_folder
 from harness.progress import Progress
 from harness.results import SUBMISSION, RunResult
-from harness.run import System, load_samples, prepare_folder, run_test
+from harness.run import System, load_samples, run_test
 from sut.errors import SetupError
 
 # Format of submission.json.

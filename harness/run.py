@@ -14,15 +14,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from harness import accuracy, compliance, environment, results
-from harness.conf import CONF_HEAD, conf_text
-from harness.config import AUDIT_FILE, USER_CONF, RunConfig, as_json, fit_to_dataset, shown_arguments
+from harness.conf import conf_text
+from harness.config import AUDIT_FILE, RunConfig, as_json, fit_to_dataset, shown_arguments
 from harness.dataset import Samples, Tokenizer, load, read_json
+from harness.folder import prepare_folder
 from harness.journal import JOURNAL, Journal
 from harness.progress import Progress
 from harness.recorder import Recorder
@@ -180,56 +180,6 @@ def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
     return SUT(replicas, config.dispatch, deadlines, resilient=config.failure_policy == "resilient")
 
 
-def prepare_folder(config: RunConfig) -> None:
-    """Make the output directory with the settings that LoadGen reads. Raises SetupError if it cannot be written,
-    ConfigError if it holds a run's files, or any that a run would write over."""
-    folder = config.output_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if config.resume:
-            set_aside(folder)
-        refuse_used(config)
-        (folder / USER_CONF).write_text(conf_text(config.loadgen_model, config.loadgen_scenario, config.settings))
-        if config.audit_text is not None:
-            (folder / AUDIT_FILE).write_text(config.audit_text)
-    except OSError as error:
-        raise SetupError(f"cannot write to the output directory {folder}: {error.strerror}.") from error
-
-
-WRITTEN = (
-    *results.LOGS,
-    results.RESULT,
-    results.SUBMISSION,
-    "samples.parquet",
-    JOURNAL,
-    accuracy.TEXT,
-    accuracy.JSON,
-    accuracy.ROWS,
-)
-"""What a run writes beside the settings: a folder with one of these holds a run."""
-
-
-def refuse_used(config: RunConfig) -> None:
-    """Raises ConfigError for an output directory in which something would be overwritten."""
-    folder, own = config.output_dir, {USER_CONF} | ({JOURNAL} if config.resume else set())
-    found = next((name for name in WRITTEN if name not in own and (folder / name).exists()), None)
-    found = found or next((name for name in (USER_CONF, AUDIT_FILE) if is_anothers(config, folder / name)), None)
-    if found is not None:
-        hint = ""
-        if config.mode == "accuracy" and (folder / JOURNAL).exists():
-            hint = f" (or go on with it: --mode accuracy --resume --output-dir {folder})"
-        raise ConfigError(
-            f"{folder} already holds a run's {found}: choose another --output-dir{hint}, nothing is overwritten."
-        )
-
-
-def is_anothers(config: RunConfig, path: Path) -> bool:
-    """Whether a settings file is there that no run of this harness has written."""
-    if (path.name == AUDIT_FILE and config.audit_text is None) or not path.exists():
-        return False
-    return not path.read_text(errors="replace").startswith((CONF_HEAD, config.audit_text or CONF_HEAD))
-
-
 def take_up(config: RunConfig, samples: Samples) -> Journal:
     """The answers of an interrupted test, which no other process has in hand. Raises ConfigError or SetupError if there
     is nothing to go on with."""
@@ -258,15 +208,6 @@ def journal_head(config: RunConfig, samples: Samples) -> dict[str, Any]:
         "dtype": config.dtype,
         "engine_arguments": {k: v for k, v in sorted(shown_arguments(config.engine_arg).items()) if k not in HARMLESS},
     }
-
-
-def set_aside(folder: Path) -> None:
-    """Move what an interrupted test has written into a folder of its own: nothing is overwritten."""
-    old = next(path for number in count(1) if not (path := folder / f"interrupted-{number}").exists())
-    for name in WRITTEN:
-        if name != JOURNAL and (folder / name).exists():
-            old.mkdir(exist_ok=True)
-            (folder / name).rename(old / name)
 
 
 def run_test(

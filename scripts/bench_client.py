@@ -29,8 +29,9 @@ from bench_path import figures_of, made_up_samples, peak_mb, refuse_invalid
 from harness.config import RunConfig, resolve
 from harness.dataset import Tokenizer
 from harness.demo import MODEL
+from harness.folder import prepare_folder
 from harness.progress import Progress
-from harness.run import open_sut, prepare_folder, run_test
+from harness.run import open_sut, run_test
 
 STUB = Path(__file__).parent.parent / "tests" / "stub_replica.py"
 

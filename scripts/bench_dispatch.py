@@ -34,8 +34,9 @@ from bench_path import figures_of
 from harness.config import RunConfig, resolve
 from harness.dataset import Samples, Tokenizer
 from harness.demo import MODEL
+from harness.folder import prepare_folder
 from harness.progress import Progress
-from harness.run import open_sut, prepare_folder, run_test
+from harness.run import open_sut, run_test
 from sut.backends.echo import Echo, EchoOptions
 from sut.dispatch import POLICIES, Policy, Replica, make_policy
 from sut.query import TOKEN_DTYPE, Query

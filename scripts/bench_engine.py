@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from harness.config import RunConfig, resolve
+from harness.folder import prepare_folder
 from harness.progress import Progress
-from harness.run import check, open_sut, prepare_folder, run_test
+from harness.run import check, open_sut, run_test
 from sut.backends import Plan
 from sut.backends.vllm_engine import engine_arguments
 from sut.guard import Guard

@@ -28,8 +28,9 @@ from harness import recorder as recorder_module
 from harness.config import RunConfig, resolve
 from harness.dataset import Samples, Tokenizer
 from harness.demo import MODEL
+from harness.folder import prepare_folder
 from harness.progress import Progress
-from harness.run import open_sut, prepare_folder, run_test
+from harness.run import open_sut, run_test
 from sut.backends.echo import Echo
 from sut.query import TOKEN_DTYPE
 from sut.sut import SUT

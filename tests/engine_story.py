@@ -15,8 +15,9 @@ from typing import Any
 
 from harness.config import RunConfig, resolve
 from harness.demo import MODEL
+from harness.folder import prepare_folder
 from harness.progress import Progress
-from harness.run import check, open_sut, prepare_folder, run_test
+from harness.run import check, open_sut, run_test
 from harness.tables import COLUMNS
 
 # Raw rows as people bring them: no system prompt, other scripts, a line separator, a long prompt.

@@ -49,6 +49,7 @@ ORDER = [
     "harness.answers",
     "harness.rouge",
     "harness.accuracy",
+    "harness.folder",
     "harness.compliance",
     "harness.drift",
     "harness.progress",

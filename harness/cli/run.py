@@ -152,8 +152,9 @@ def run_and_report(config: Any, samples: Any, tokenizer: Any, as_json: bool, qui
 
 def run_parts_and_report(config: Any, samples: Any, tokenizer: Any, as_json: bool, quiet: bool) -> int:
     from harness import parts
+    from harness.folder import refuse_used
     from harness.progress import Progress
-    from harness.run import open_sut, refuse_used
+    from harness.run import open_sut
 
     planned = parts.plan(config)
     for part in planned.values():  # before hours of work

@@ -150,7 +150,8 @@ import sys
 from pathlib import Path
 from harness.config import resolve
 from harness.progress import Progress
-from harness.run import check, open_sut, prepare_folder, run_test
+from harness.folder import prepare_folder
+from harness.run import check, open_sut, run_test
 from sut.errors import SetupError
 
 scenario, rate = sys.argv[1], {"target_qps": 2000.0} if sys.argv[1] == "Server" else {}

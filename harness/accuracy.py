@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from harness import rouge
 from harness.answers import find_dtype, read_entries, strangers, token_ids
-from harness.benchmarks import Benchmark, Target
+from harness.benchmarks import Benchmark, Target, same_file
 from harness.dataset import Samples, Tokenizer
 from sut.errors import SetupError
 from sut.query import Tokens
@@ -206,7 +206,7 @@ def find_scope(row: Benchmark, dataset: str, asked: int | None, samples: int) ->
 
     A dataset that does not ship with the harness is told by its size, and a part of it only where one was asked for.
     """
-    whole, own = row.accuracy_samples, row.dataset in (None, dataset)
+    whole, own = row.accuracy_samples, row.dataset is None or same_file(row.dataset, dataset)
     if own and samples == whole:
         return Scope(None)
     if own and samples < whole and (row.dataset is not None or asked is not None):
@@ -223,6 +223,7 @@ class Accuracy:
     """Scores, and whether they meet the targets; `passed` None means not decided, and `why` then says why.
 
     `targets` is empty where none applies. `quick` is what the first samples of a dataset let expect (quick_look).
+    `trouble` is why the run that left the log was not valid.
     """
 
     scores: Mapping[str, float]
@@ -235,6 +236,7 @@ class Accuracy:
     quick: Mapping[str, Any] | None = None
     rows: Scored | None = None
     graded: bool = True
+    trouble: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -246,11 +248,14 @@ class Accuracy:
             "dtype": self.dtype,
             "notes": list(self.notes),
             "quick": self.quick,
+            **({"valid": False, "invalid_reasons": list(self.trouble)} if self.trouble else {}),
         }
 
     @property
     def exit_code(self) -> int:
-        """0 passed or no target applies, 5 below a target, 3 not to be decided here."""
+        """4 the run is not valid, else 0 passed or no target applies, 5 below a target, 3 not to be decided here."""
+        if self.trouble:
+            return 4
         if self.passed is None:
             return 3 if self.targets else 0
         return 0 if self.passed else 5
@@ -405,7 +410,7 @@ def beginning(text: str, length: int = 100) -> str:
 def save(accuracy: Accuracy, folder: Path) -> None:
     """Write accuracy.json, accuracy.txt and, a row per sample, accuracy_samples.parquet; what is there is replaced."""
     for name, text in as_files(accuracy).items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     if accuracy.rows is not None:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -415,23 +420,36 @@ def save(accuracy: Accuracy, folder: Path) -> None:
 
 def as_files(accuracy: Accuracy) -> dict[str, str]:
     """accuracy.txt is in the form that MLCommons' checker reads: plain numbers, never np.float64(…). A benchmark whose
-    grader is MLCommons' own has none of ours."""
+    grader is MLCommons' own has none of ours, nor has a run that is not valid, where it could pass for a good one's."""
     files = {JSON: json.dumps(accuracy.as_json(), indent=2) + "\n"}
-    if accuracy.graded:
+    if accuracy.graded and not accuracy.trouble:
         scores = {name: value if type(value) is int else float(value) for name, value in accuracy.scores.items()}
         files[TEXT] = f"{scores | {'gen_num': accuracy.samples}}\n"
     return files
 
 
 def other_files(accuracy: Accuracy, folder: Path) -> list[str]:
-    """The files in a folder that `save` would change."""
-    texts = {name: folder / name for name in (TEXT, JSON) if (folder / name).exists()}
+    """The files in a folder that `save` would change, or has none of; so too one that cannot be read."""
     wanted = as_files(accuracy)
-    changed = [name for name, path in texts.items() if path.read_text() != wanted.get(name)]
-    if accuracy.rows is not None and (folder / ROWS).exists():
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        if not pq.read_table(folder / ROWS).equals(pa.table(accuracy.rows.columns())):
-            changed.append(ROWS)
+    there = [name for name in (TEXT, JSON) if (folder / name).exists()]
+    changed = [name for name in there if not _holds_text(folder / name, wanted.get(name))]
+    if accuracy.rows is not None and (folder / ROWS).exists() and not _holds_rows(folder / ROWS, accuracy.rows):
+        changed.append(ROWS)
     return changed
+
+
+def _holds_text(path: Path, text: str | None) -> bool:
+    try:
+        return text is not None and path.is_file() and path.read_bytes() == text.encode()
+    except OSError:
+        return False
+
+
+def _holds_rows(path: Path, rows: Scored) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return path.is_file() and bool(pq.read_table(path).equals(pa.table(rows.columns())))
+    except (pa.ArrowException, OSError):
+        return False

@@ -54,6 +54,8 @@ class _Line(msgspec.Struct):
 
 def read_entries(path: Path) -> list[Entry]:
     """All answers, in the order logged, repetitions included. Raises SetupError for what is no whole accuracy log."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise SetupError(f"{path} is no regular file: name the accuracy log itself, or the folder that holds it.")
     try:
         content = path.read_bytes()
         lines = msgspec.json.decode(content, type=list[_Line])

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 
 from harness.demo import MODEL, QUESTIONS, REFERENCE
 from sut.backends import Generation
@@ -115,6 +116,11 @@ class Benchmark:
         if not self.interactive:
             raise ConfigError(f"benchmark {self.name} has no Interactive scenario, and LoadGen no limits for one.")
         return f"{self.loadgen_model}-interactive"
+
+
+def same_file(one: str, other: str) -> bool:
+    """Whether two datasets, files or hub ids, are one and the same, however their paths are written."""
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def rouge_targets(reference: Mapping[str, float], share: float) -> dict[str, Target]:

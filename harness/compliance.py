@@ -21,7 +21,7 @@ import numpy as np
 from harness.answers import Entry, read_entries
 from harness.audits import AUDITS, Audit
 from harness.conf import reported_differences
-from harness.results import ACCURACY, DETAIL, RESULT, Log, load, read_detail
+from harness.results import ACCURACY, DETAIL, Log, find, read_detail
 from sut.errors import ConfigError, SetupError
 from sut.query import TOKEN_DTYPE
 
@@ -75,10 +75,10 @@ def recognise(folder: Path, test: str | None = None, scenario: str | None = None
     """Which test's logs a folder holds: what is said, else what result.json says, else LoadGen's settings. Raises
     SetupError if they are no compliance test's."""
     log = read_detail(folder / DETAIL)
-    if (folder / RESULT).exists():
-        result = load(folder)
-        test = test or result.content.get("audit")
-        scenario, model = scenario or result["scenario"], model or result["config"]["model"]
+    if result := find(folder):
+        said = result.content
+        test, scenario = test or said.get("audit"), scenario or said.get("scenario")
+        model = model or said.get("config", {}).get("model")
     scenario = scenario or str(log.values.get("effective_scenario"))
     test = test or next((audit.name for audit in AUDITS.values() if not run_faults(audit, scenario, log)), None)
     if test is None:

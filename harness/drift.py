@@ -29,11 +29,25 @@ def read_rows(place: Path) -> dict[str, Any]:
         raise SetupError(f"{path} is not there: score that run first, with `accuracy {place} --output FOLDER`.")
     try:
         table = pq.read_table(path)
+        table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise SetupError(f"cannot read {path} as parquet ({str(error).splitlines()[0]}).") from error
     if lacking := [name for name in _NEEDED if name not in table.column_names]:
         raise SetupError(f"{path} has no column {lacking[0]!r}: name a file {ROWS}, or a run that has one.")
-    return {name: table[name].to_pylist() if name == "id" else table[name].to_numpy() for name in table.column_names}
+    numbers = ["sample_index", "output_tokens", "crc32", *(name for name in table.column_names if _is_score(name))]
+    for name in numbers:
+        kind = table[name].type
+        right = pa.types.is_integer(kind) or (pa.types.is_floating(kind) and _is_score(name))
+        if not right or table[name].null_count:
+            raise SetupError(
+                f"{path}: the column {name!r} is of type {kind}{' with gaps' * right}, and "
+                f"{'a number' if _is_score(name) else 'a whole number'} is due in each row: score that run again."
+            )
+    return {"id": table["id"].to_pylist()} | {name: table[name].to_numpy() for name in numbers}
+
+
+def _is_score(column: str) -> bool:
+    return column.startswith("rouge")
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any], count: int) -> dict[str, Any]:
@@ -54,7 +68,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], count: int) -> di
     def both(name: str) -> tuple[Floats, Floats]:
         return np.asarray(before[name], np.float64)[olds], np.asarray(now[name], np.float64)[news]
 
-    metrics = [name for name in now if name.startswith("rouge") and name in before]
+    metrics = [name for name in now if _is_score(name) and name in before]
     return {
         "samples": len(shared),
         "only_before": len(places) - len(shared),

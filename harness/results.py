@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -143,19 +144,79 @@ def finite(value: Any) -> Any:
     return value
 
 
+class _Config(TypedDict, total=False):
+    benchmark: str
+    dataset: str
+    model: str
+    backend: str
+    endpoint: list[str]
+    samples: int | None
+
+
+class _Environment(TypedDict, total=False):
+    dataset_sha256: str | None
+    engines: dict[str, Any]
+
+
+class _Content(TypedDict, total=False):
+    """The types of what readers of result.json take from it."""
+
+    status: str
+    valid: bool
+    invalid_reasons: list[str]
+    not_ready_reasons: list[str]
+    client_limited: bool
+    scenario: str
+    mode: str
+    benchmark: str
+    metrics: dict[str, Any]
+    accuracy: dict[str, Any]
+    audit: str | None
+    compliance: dict[str, Any] | None
+    replicas: list[dict[str, Any]]
+    failures: dict[str, Any]
+    retries: int
+    loadgen: dict[str, Any]
+    config: _Config
+    environment: _Environment
+
+
 def load(folder: Path) -> RunResult:
-    """A saved result. Raises SetupError for a directory without one, or one of another format."""
+    """A saved result; which keys it has is the caller's to see to. Raises SetupError for a directory without one, for
+    one of another format, and for a value that is none of what its key holds."""
+    return _checked(_read(folder), folder)
+
+
+def find(folder: Path) -> RunResult | None:
+    """The result in a directory that may be another harness's, whose result.json has no format_version: then, and
+    where there is none, None. Raises SetupError as `load` does."""
+    if not (folder / RESULT).is_file():
+        return None
+    content = _read(folder)
+    ours = isinstance(content, dict) and "format_version" in content
+    return _checked(content, folder) if ours else None
+
+
+def _read(folder: Path) -> Any:
     path = folder / RESULT
     try:
-        content = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except OSError as error:
         raise SetupError(f"{folder} holds no finished result: cannot read {path.name}: {error.strerror}.") from error
     except ValueError as error:
         raise SetupError(f"{path} is not valid JSON: {error}.") from error
+
+
+def _checked(content: Any, folder: Path) -> RunResult:
+    path = folder / RESULT
     if not isinstance(content, dict):
         raise SetupError(f"{path} is no result: it does not hold a JSON object.")
     if content.get("format_version") != FORMAT_VERSION:
         raise SetupError(f"{path} has format {content.get('format_version')}, and this harness reads {FORMAT_VERSION}.")
+    try:
+        msgspec.convert(content, _Content)
+    except msgspec.ValidationError as error:
+        raise SetupError(f"{path} is damaged: {error}.") from error
     return RunResult(content, folder)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,10 +77,11 @@ def accuracy(
 ) -> int:
     """Score a saved mlperf_log_accuracy.json, of this harness or another; of a run's directory, the log in it.
 
-    Nothing is written without --output. Exit code: 0 passed, or no target for this dataset, 2 usage, 3 cannot be
-    scored or decided here, 5 below a target.
+    Nothing is written without --output; of a run that was not valid, no accuracy.txt. Exit code: 0 passed, or no target
+    for this dataset, 2 usage, 3 cannot be scored or decided here, 4 the run was not valid, 5 below a target; 4 wins
+    over 3 and 5.
     """
-    from harness.accuracy import evaluate, find_scope, read_log
+    from harness.accuracy import evaluate, find_scope, read_log, refuse_foreign
     from harness.accuracy import worst as worst_samples
     from harness.drift import compare, read_rows
 
@@ -88,9 +89,10 @@ def accuracy(
     before = read_rows(earlier) if earlier else None
     samples, tokenizer = load_samples(source, given=dataset is not None)
     log = read_log(source.log, dtype, tokenizer.size, strict=source.own)
+    refuse_foreign(log, samples, tokenizer)
     refuse_partial(log, samples, partial)
     scope = find_scope(source.row, source.dataset, source.asked, len(samples))
-    verdict = evaluate(log, samples, tokenizer, source.row, scope)
+    verdict = replace(evaluate(log, samples, tokenizer, source.row, scope), trouble=source.trouble)
     assert verdict.rows is not None
     low = worst_samples(verdict.rows, samples, worst)
     changes = compare(before, verdict.rows.columns(), worst) if before else None
@@ -98,6 +100,8 @@ def accuracy(
     click.echo("\n".join(report(source, verdict, len(samples), low, changes)))
     if written is not None:
         click.echo("\n".join(f"Wrote {name}" for name in written) or f"{output} holds exactly these files already.")
+        if source.trouble:
+            click.echo("No accuracy.txt was written: the run was not valid.")
     if as_json:
         about = {"log": str(source.log), "benchmark": source.row.name, "run_trouble": list(source.trouble)}
         extra = {"worst": low, "compare": changes, "written": written}
@@ -120,15 +124,15 @@ def find_source(where: Path, benchmark: str | None, dataset: str | None, model: 
     from harness import benchmarks, results
     from sut.errors import ConfigError
 
-    log = where if where.is_file() else find_log(where)
-    saved = log.parent / results.RESULT
-    run: Mapping[str, Any] = results.load(log.parent).content if saved.exists() else {}
+    log = find_log(where) if where.is_dir() else where
+    saved = results.find(log.parent)
+    run: Mapping[str, Any] = saved.content if saved else {}
     config = run.get("config", {})
     name = benchmark or config.get("benchmark")
     if name is None:
         raise ConfigError(
-            f"{log.parent} has no result.json that says what was run: name the benchmark with --benchmark, one of "
-            f"{', '.join(benchmarks.NAMES)}."
+            f"{log.parent} has no result.json of this harness that says what was run: name the benchmark with "
+            f"--benchmark, one of {', '.join(benchmarks.NAMES)}."
         )
     row = benchmarks.find(name)
     same = name == config.get("benchmark")
@@ -146,8 +150,14 @@ def find_source(where: Path, benchmark: str | None, dataset: str | None, model: 
         asked=config.get("samples"),
         own=bool(run),
         sha256=run.get("environment", {}).get("dataset_sha256") if same else None,
-        trouble=tuple(run.get("invalid_reasons", ())),
+        trouble=trouble_of(run),
     )
+
+
+def trouble_of(run: Mapping[str, Any]) -> tuple[str, ...]:
+    """Why a run of this harness was not valid; empty if it was, and for another harness's."""
+    reasons = tuple(run.get("invalid_reasons", ()))
+    return reasons or (() if run.get("valid", True) else ("its result.json calls it so and gives no reason",))
 
 
 def find_log(folder: Path) -> Path:
@@ -180,7 +190,7 @@ def refuse_partial(log: AccuracyLog, samples: Samples, partial: bool) -> None:
     from sut.errors import SetupError
 
     missing = len(samples) - len(log.answers)
-    if missing > 0 and log.answers and not partial:
+    if missing > 0 and not partial:
         first = next(index for index in range(len(samples)) if index not in log.answers)
         raise SetupError(
             f"{log.path} lacks {missing} of {len(samples)} samples (the first: {first}), and an accuracy is that of "
@@ -215,7 +225,8 @@ def report(
 ) -> list[str]:
     from harness.report import accuracy_lines
 
-    lines = [f"{source.row.name} · {source.log}: {verdict.samples:,} of {total:,} samples, {verdict.dtype} ids"]
+    what = f"{verdict.samples:,} of {total:,} samples, {verdict.dtype} ids"
+    lines = [f"{source.row.name} · {source.log}: {'NOT VALID, ' * bool(source.trouble)}{what}"]
     lines += [f"  ! the run was not valid: {reason}" for reason in source.trouble]
     lines += accuracy_lines(verdict.as_json())
     if changes is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -343,6 +344,8 @@ NONE = "there is no target for this dataset, only for the benchmark's own {} sam
         ("demo", str(QUESTIONS), None, 1024, None, False),
         ("demo", str(QUESTIONS), 64, 64, SMOKE.format("1,024", 64), True),
         ("demo", str(QUESTIONS), 5000, 1024, None, False),
+        ("demo", os.path.relpath(QUESTIONS), None, 1024, None, False),
+        ("demo", os.path.relpath(QUESTIONS), 64, 64, SMOKE.format("1,024", 64), True),
         ("demo", "mine.jsonl", None, 1024, NONE.format(1024), False),
         ("demo", "mine.jsonl", 64, 64, NONE.format(1024), False),
         # another is told by its size, and a part of it by having been asked for
@@ -492,6 +495,17 @@ def test_what_mlcommons_grades_has_no_accuracy_txt_of_ours(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["accuracy.json"]
 
 
+def test_a_run_that_was_not_valid_leaves_no_accuracy_txt_and_code_4(tmp_path: Path) -> None:
+    verdicts = [Accuracy({"rouge1": 39.5}, {"rouge1": Target(40)}, passed, None, 7) for passed in (True, False, None)]
+    assert [verdict.exit_code for verdict in verdicts] == [0, 5, 3]
+    for verdict in (replace(verdict, trouble=("3 queries failed",)) for verdict in verdicts):
+        assert verdict.exit_code == 4  # wins over all others
+        accuracy.save(verdict, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["accuracy.json"]
+    saved = json.loads((tmp_path / "accuracy.json").read_text())
+    assert (saved["valid"], saved["invalid_reasons"]) == (False, ["3 queries failed"])
+
+
 def test_a_row_per_sample_is_saved(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     log = log_of("the cat sat", "b")
@@ -520,3 +534,23 @@ def test_files_that_would_change_are_named_and_identical_ones_are_not(tmp_path: 
     assert accuracy.other_files(verdict, tmp_path) == []
     other = accuracy.evaluate(log_of("the cat ran", "b"), meant, TOKENIZER, small, Scope(None))
     assert accuracy.other_files(other, tmp_path) == ["accuracy.txt", "accuracy.json", "accuracy_samples.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("accuracy.txt", b"\xff\xfe{'rouge1': 100.0}\n"),  # not UTF-8
+        ("accuracy.json", b"\x80"),
+        ("accuracy_samples.parquet", b"PAR1 and no table PAR1"),
+        ("accuracy_samples.parquet", b""),
+    ],
+)
+def test_what_cannot_be_read_is_another_file(name: str, content: bytes, tmp_path: Path) -> None:
+    meant = samples("the cat sat", "b")
+    verdict = accuracy.evaluate(log_of("the cat sat", "b"), meant, TOKENIZER, row(), Scope(None))
+    accuracy.save(verdict, tmp_path)
+    (tmp_path / name).write_bytes(content)
+    assert accuracy.other_files(verdict, tmp_path) == [name]
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    assert accuracy.other_files(verdict, tmp_path) == [name]

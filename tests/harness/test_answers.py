@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,24 @@ def test_entries_come_in_the_order_logged_repetitions_included(tmp_path: Path) -
         Entry(0, b"", None, b""),
         Entry(3, b"\xff", None, b""),
     ]
+
+
+def test_a_log_may_be_any_form_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    path.write_text(
+        ' \r\n[ {\t"data" :  "05FF"  , "qsl_idx"\n:\n3 , "more": {"a": [1, 2]}, "token_data" :\n"05"}\n'
+        '\n,{"qsl_idx":4,"data":""}]\n\n'
+    )
+    assert read_entries(path) == [Entry(3, b"\x05\xff", None, b"\x05"), Entry(4, b"", None, b"")]
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "mlperf_log_accuracy.json"
+    os.mkfifo(pipe)
+    for path in (Path("/dev/null"), tmp_path, pipe):
+        with pytest.raises(SetupError) as refused:
+            read_entries(path)
+        assert str(refused.value).startswith(f"{path} is no regular file: ")
 
 
 def test_a_log_without_answers_has_no_entries(tmp_path: Path) -> None:

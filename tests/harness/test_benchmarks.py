@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from harness import benchmarks
-from harness.benchmarks import NAMES, SCENARIOS, Target
+from harness.benchmarks import NAMES, SCENARIOS, Target, same_file
 from harness.conf import INTEGER_KEYS, KNOWN_MODELS, REAL_KEYS, round_settings
 from harness.demo import QUESTIONS, REFERENCE
 from sut.errors import ConfigError
@@ -120,6 +121,15 @@ def test_the_targets_are_the_checkers(name: str) -> None:
     lows = {metric: round(target.low, 7) for metric, target in targets.items() if target.low is not None}
     highs = {metric: round(target.high, 5) for metric, target in targets.items() if target.high is not None}
     assert (lows, highs) == LIMITS[name]
+
+
+def test_a_file_is_the_same_however_its_path_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "rows.jsonl")
+    monkeypatch.chdir(tmp_path)
+    for path in ("rows.jsonl", "./rows.jsonl", f"../{tmp_path.name}/rows.jsonl", "link.jsonl"):
+        assert same_file(path, str(tmp_path / "rows.jsonl"))
+    assert same_file("owner/name:test", "owner/name:test")
+    assert not same_file("owner/name", str(tmp_path / "rows.jsonl"))
 
 
 def test_a_benchmark_with_two_datasets_names_both_and_one_with_one_names_it_for_each_mode() -> None:

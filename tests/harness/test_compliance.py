@@ -217,6 +217,43 @@ def test_a_folder_is_recognised_by_what_loadgen_ran_with(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        # this harness's, whose scenario LoadGen does not know
+        (
+            {"format_version": 1, "audit": "TEST06", "scenario": "Interactive", "config": {"model": "m"}},
+            ("TEST06", "Interactive", "m"),
+        ),
+        # this harness's, which says nothing: LoadGen's settings do
+        ({"format_version": 1}, ("TEST06", "Server", None)),
+        ({"format_version": 1, "audit": None, "config": {}}, ("TEST06", "Server", None)),
+        # another harness's
+        ({"scenario": "offline", "audit": 6, "config": None}, ("TEST06", "Server", None)),
+        (["anything"], ("TEST06", "Server", None)),
+    ],
+)
+def test_a_result_says_what_it_can_and_another_harness_nothing(content: Any, found: Any, tmp_path: Path) -> None:
+    folder = write_logs(tmp_path, "TEST06", right())
+    (folder / "result.json").write_text(json.dumps(content))
+    assert recognise(folder) == found
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"format_version": 2}, "has format 2, and this harness reads 1"),
+        ({"format_version": 1, "config": None}, "is damaged: .*config"),
+        ({"format_version": 1, "scenario": ["Server"]}, "is damaged: .*scenario"),
+    ],
+)
+def test_a_result_of_another_format_or_damaged_is_refused(content: Any, sentence: str, tmp_path: Path) -> None:
+    folder = write_logs(tmp_path, "TEST06", right())
+    (folder / "result.json").write_text(json.dumps(content))
+    with pytest.raises(SetupError, match=sentence):
+        recognise(folder)
+
+
+@pytest.mark.parametrize(
     ("files", "ids"),
     [
         ({"generation_config.json": {"eos_token_id": [1, 7]}, "config.json": {"eos_token_id": 3}}, {1, 7}),

@@ -119,3 +119,30 @@ def test_a_run_without_rows_and_a_file_of_something_else_are_named(tmp_path: Pat
         read_rows(text)
     with pytest.raises(SetupError, match=r"samples\.parquet has no column 'id'"):
         read_rows(other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"sample_index": ["0", "1"]}, "'sample_index' is of type string, and a whole number is due in each row: "),
+        ({"sample_index": [0.0, 1.0]}, "'sample_index' is of type double, and a whole number is due in each row: "),
+        (
+            {"output_tokens": [7, None]},
+            "'output_tokens' is of type int64 with gaps, and a whole number is due in each ",
+        ),
+        ({"crc32": [None, None]}, "'crc32' is of type null, and a whole number is due in each row: "),
+        ({"rouge1": ["high", "low"]}, "'rouge1' is of type string, and a number is due in each row: "),
+    ],
+)
+def test_a_column_of_something_else_is_named(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "accuracy_samples.parquet"
+    pq.write_table(pa.table(rows([1.0, 2.0]) | changes), path)
+    with pytest.raises(SetupError) as refused:
+        read_rows(path)
+    assert str(refused.value).startswith(f"{path}: the column {sentence}")
+
+
+def test_columns_of_other_tools_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "accuracy_samples.parquet"
+    pq.write_table(pa.table(rows([1.0, 2.0], remark=["fine", None], judge=[{"a": 1}, {"a": 2}])), path)
+    assert compare(read_rows(path), rows([1.0, 2.0]), 5)["changed"] == 0

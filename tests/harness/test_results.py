@@ -408,6 +408,48 @@ def test_what_is_no_result_is_refused(tmp_path: Path, text: str | None, sentence
     assert str(refused.value).startswith(sentence.format(folder=tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"status": None}, "$.status"),
+        ({"valid": "yes"}, "$.valid"),
+        ({"scenario": 4}, "$.scenario"),
+        ({"mode": []}, "$.mode"),
+        ({"benchmark": None}, "$.benchmark"),
+        ({"invalid_reasons": "one"}, "$.invalid_reasons"),
+        ({"not_ready_reasons": [1]}, "$.not_ready_reasons[0]"),
+        ({"replicas": {}}, "$.replicas"),
+        ({"accuracy": None}, "$.accuracy"),
+        ({"environment": []}, "$.environment"),
+        ({"environment": {"dataset_sha256": 7}}, "$.environment.dataset_sha256"),
+        ({"config": None}, "$.config"),
+        ({"config": {"samples": "all"}}, "$.config.samples"),
+        ({"config": {"dataset": None}}, "$.config.dataset"),
+    ],
+)
+def test_a_result_with_a_value_of_another_type_is_refused(changes: Any, place: str, tmp_path: Path) -> None:
+    path = tmp_path / results.RESULT
+    path.write_text(json.dumps({"format_version": 1, **changes}))
+    for read in (results.load, results.find):
+        with pytest.raises(SetupError) as refused:
+            read(tmp_path)
+        assert str(refused.value).startswith(f"{path} is damaged: Expected `")
+        assert str(refused.value).endswith(f" - at `{place}`.")
+
+
+def test_every_kind_of_run_leaves_a_result_that_can_be_read(runs: dict[Any, Any]) -> None:
+    for run in runs.values():
+        assert results.load(run.folder).content == run.result
+        assert results.find(run.folder) == results.load(run.folder)
+
+
+@pytest.mark.parametrize("text", [None, "{}", "[]", "7", '{"config": null, "version": 3}'])
+def test_another_harness_result_is_none(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / results.RESULT).write_text(text)
+    assert results.find(tmp_path) is None
+
+
 def test_the_settings_that_a_run_was_held_to_are_those_loadgen_reports(runs: dict[Any, Any]) -> None:
     for (scenario, _), run in runs.items():
         loadgen_scenario = "Server" if scenario == "Interactive" else scenario

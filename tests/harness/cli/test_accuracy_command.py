@@ -210,11 +210,74 @@ def test_of_a_run_of_the_first_samples_a_quick_look_is_all_there_is(
     assert "if the other 4 samples were like these" in said.out
 
 
-def test_a_run_that_was_not_valid_is_scored_and_says_so(
-    write: Callable[..., Path], accuracy: Call, dataset: Path
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"valid": False, "invalid_reasons": ["3 of 8 queries failed"]}, "3 of 8 queries failed"),
+        ({"valid": False}, "its result.json calls it so and gives no reason"),
+    ],
+)
+def test_a_run_that_was_not_valid_is_scored_says_so_and_leaves_with_4(
+    write: Callable[..., Path], accuracy: Call, dataset: Path, tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
-    folder = run_directory(write(entries(MEANT)), dataset, invalid_reasons=["the test was interrupted: Ctrl-C"])
-    assert "  ! the run was not valid: the test was interrupted: Ctrl-C\n" in accuracy(folder).out
+    folder = run_directory(write(entries(MEANT)), dataset, **changes)
+    output = tmp_path / "scores"
+    said = accuracy(folder, "--output", output, "--json")
+    assert said.code == 4
+    log = folder / "mlperf_log_accuracy.json"
+    assert said.out.startswith(
+        f"demo · {log}: NOT VALID, 8 of 8 samples, int32 ids\n  ! the run was not valid: {reason}\n"
+    )
+    assert (said.json["valid"], said.json["invalid_reasons"], said.json["run_trouble"]) == (False, [reason], [reason])
+    assert "No accuracy.txt was written: the run was not valid.\n" in said.out
+    assert sorted(path.name for path in output.iterdir()) == ["accuracy.json", "accuracy_samples.parquet"]
+    assert json.loads((output / "accuracy.json").read_text())["invalid_reasons"] == [reason]
+    again = accuracy(folder, "--output", output)
+    assert (again.code, f"{output} holds exactly these files already.\n" in again.out) == (4, True)
+
+
+def test_not_valid_wins_over_below_target(write: Callable[..., Path], accuracy: Call, dataset: Path) -> None:
+    logged = write(entries([*MEANT[:-1], "Nothing."]))
+    assert accuracy(run_directory(logged, dataset, valid=False)).code == 4
+    assert accuracy(run_directory(logged, dataset, valid=True)).code == 5
+
+
+def test_the_help_names_the_code_of_a_run_that_was_not_valid(accuracy: Call) -> None:
+    assert "4 the run was not valid" in " ".join(accuracy("--help").out.split())
+
+
+@pytest.mark.parametrize("content", ['{"config": null, "valid": false}', "[1, 2]"])
+def test_another_harness_result_json_counts_as_absent(write: Callable[..., Path], accuracy: Call, content: str) -> None:
+    log = write(entries(MEANT))
+    (log.parent / "result.json").write_text(content)
+    assert accuracy(log.parent, *DEMO).code == 0
+    said = accuracy(log.parent)
+    assert (said.code, "has no result.json of this harness that says what was run" in said.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"config": None}, "is damaged: Expected `object`, got `null` - at `$.config`.\n"),
+        ({"invalid_reasons": 3}, "is damaged: Expected `array`, got `int` - at `$.invalid_reasons`.\n"),
+        ({"format_version": 2}, "has format 2, and this harness reads 1.\n"),
+    ],
+)
+def test_a_damaged_result_is_one_sentence(
+    write: Callable[..., Path], accuracy: Call, dataset: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    folder = run_directory(write(entries(MEANT)), dataset, **changes)
+    said = accuracy(folder, *DEMO)
+    assert (said.code, said.out, said.err) == (3, "", f"error: {folder}/result.json {sentence}")
+
+
+def test_the_runs_own_dataset_keeps_its_targets_under_a_relative_path(
+    write: Callable[..., Path], accuracy: Call, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_directory(write(entries(MEANT)), dataset)
+    monkeypatch.chdir(dataset.parent)
+    said = accuracy(folder, "--dataset", dataset.name, "--json")
+    assert (said.code, said.json["passed"]) == (0, True)
 
 
 def test_a_dataset_that_is_not_the_runs_any_more_is_refused(
@@ -265,6 +328,21 @@ def test_files_are_written_where_asked_and_never_over_others(
     assert {name: (folder / name).read_bytes() for name in names} == kept
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("accuracy.txt", b"\xff"), ("accuracy_samples.parquet", b"PAR1 and no table PAR1")]
+)
+def test_a_damaged_file_is_another_one(
+    write: Callable[..., Path], accuracy: Call, tmp_path: Path, name: str, content: bytes
+) -> None:
+    log, folder = write(entries(MEANT)), tmp_path / "scores"
+    assert accuracy(log, *DEMO, "--output", folder).code == 0
+    (folder / name).write_bytes(content)
+    said = accuracy(log, *DEMO, "--output", folder)
+    assert (said.code, said.out) == (2, "")
+    assert said.err == f"error: {folder} holds another {name}: choose another --output, nothing is overwritten.\n"
+    assert (folder / name).read_bytes() == content
+
+
 def test_two_runs_are_compared_sample_by_sample(write: Callable[..., Path], accuracy: Call, tmp_path: Path) -> None:
     before = write(entries(MEANT), "before")
     assert accuracy(before, *DEMO, "--output", tmp_path / "then").code == 0
@@ -308,6 +386,10 @@ BAD: dict[str, tuple[Any, str]] = {
         ": the answer to sample 2 holds the id 40000, outside the tokenizer's vocabulary of ",
     ),
     "a negative id": (damaged(2, data=hexed(5, -1), token_count=2), ": the answer to sample 2 holds the id -1, "),
+    "one index outside the dataset, and no other": (
+        [damaged(2, qsl_idx=99)[2]],
+        ": sample 99 is not in the dataset of 8.",
+    ),
     "an index outside the dataset": (damaged(2, qsl_idx=99), ": sample 99 is not in the dataset of 8."),
     "hex of odd length": (damaged(2, data="050"), ": the answer to sample 2 has 3 hexadecimal digits, an odd number: "),
 }
@@ -332,7 +414,19 @@ def test_a_partial_log_is_scored_without_a_verdict_if_asked_for(write: Callable[
 def test_a_log_that_nobody_knows_the_benchmark_of(write: Callable[..., Path], accuracy: Call) -> None:
     said = accuracy(write(entries(MEANT)))
     assert said.code == 2
-    assert "has no result.json that says what was run: name the benchmark with --benchmark, one of demo, " in said.err
+    assert (
+        "has no result.json of this harness that says what was run: name the benchmark with --benchmark, one of demo, "
+        in said.err
+    )
+
+
+def test_a_device_is_no_log(accuracy: Call, tmp_path: Path) -> None:
+    device = tmp_path / "mlperf_log_accuracy.json"
+    device.symlink_to("/dev/null")
+    for place in (device, tmp_path):
+        said = accuracy(place, *DEMO)
+        assert (said.code, said.out) == (3, "")
+        assert said.err.startswith(f"error: {device} is no regular file: ")
 
 
 def test_a_benchmark_that_ships_no_dataset(write: Callable[..., Path], accuracy: Call) -> None:

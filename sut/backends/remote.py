@@ -203,10 +203,12 @@ class Remote:
             self._down = str(failure)
         if not isinstance(failure, Rejected | Busy):
             self._suspected.set()
-        if isinstance(failure, Disconnected) and self._down is None:
-            self._doubtful.append((exchange, failure))
-        else:
+        if not isinstance(failure, Disconnected):
             self._end(exchange, failure)
+            return
+        self._doubtful.append((exchange, failure))
+        if self._down is not None:
+            self._end_doubts()
 
     def _end_doubts(self) -> None:
         doubtful, self._doubtful = self._doubtful, []
@@ -228,7 +230,7 @@ class Remote:
         """Look after the replica, at once when it is suspected; one that is out comes back by answering a prompt."""
         misses = 0
         while True:
-            pause = PROBE_INTERVAL if self._down is None else RETURN_INTERVAL
+            pause = RETURN_INTERVAL if self._down is not None or self._doubtful else PROBE_INTERVAL
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):  # Python 3.11's wait_for may swallow the cancellation of `stop`
                     await self._suspected.wait()
@@ -241,7 +243,8 @@ class Remote:
                 self._down = why
                 if not final:
                     self._lose_all(why)
-            self._end_doubts()
+            if self._down is not None or not why:  # a server that dies may still take a connection and drop it
+                self._end_doubts()
             if self._down is not None:
                 await self._resolve()  # it may come back with another address
                 if not why and await self._probe.answers(self._found):

@@ -26,7 +26,7 @@ import tests.stub_replica as stub_replica
 from sut.backends import Generation, Plan
 from sut.backends.dialects import error_of
 from sut.backends.http import KEY, failure_of, pause_of
-from sut.backends.probe import prefix_caching
+from sut.backends.probe import Probe, prefix_caching
 from sut.backends.remote import Remote, make_replicas
 from sut.dispatch import POLICIES, Replica
 from sut.errors import ConfigError, SetupError
@@ -712,6 +712,45 @@ def test_a_replica_that_answers_no_more_is_given_up(resilient: bool, monkeypatch
     assert responder.kinds == ({} if resilient else {"replica_died": 5})
     assert retried == ({"replica_died": 5} if resilient else {})
     assert responder.served_by["b"] == (10 if resilient else 5)
+
+
+LOOKS = {
+    "the first look is dropped by a server that dies": (
+        [("it does not answer", False), ("refused", True)],
+        "replica_died",
+    ),
+    "two looks in a row time out": ([("it does not answer", False)] * 2, "replica_died"),
+    "the server is well, and only the stream is lost": ([(None, False)], "disconnected"),
+    "a slow look, then it is well": ([("it does not answer", False), (None, False)], "disconnected"),
+}
+
+
+@pytest.mark.parametrize("what", LOOKS)
+def test_a_broken_stream_is_judged_once_it_is_known_what_has_broken(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, kind = LOOKS[what]
+    left = [*looks]
+
+    async def look(self: Probe) -> tuple[str | None, bool]:
+        return left.pop(0) if left else looks[-1]
+
+    with Stub(Script(fault="reset-mid", fault_every=1, armed=False)) as stub, bench(stub) as it:
+        monkeypatch.setattr(Probe, "look", look)
+        stub.arm()
+        assert it.serve(1).kinds == {kind: 1}
+
+
+def test_a_stream_that_breaks_after_its_replica_is_known_to_be_down_has_died_with_it() -> None:
+    with Stub(Script(fault="reset-mid", fault_every=1, armed=False)) as stub, bench(stub) as it:
+        backend = it.sut.replicas[0].backend
+        stub.arm()
+
+        async def know() -> None:
+            backend._down = "its port is closed"  # type: ignore[attr-defined]
+
+        it.issue([1])
+        it.sut.run(know())
+        it.responder.wait(1)
+    assert it.responder.kinds == {"replica_died": 1}
 
 
 def test_nothing_is_left_after_stop() -> None:

@@ -33,6 +33,8 @@ _VARIABLES = re.compile(
     r"^(VLLM_|OMP_|MKL_|KMP_|CUDA_|NVIDIA_|NCCL_|HIP_|ROCR_|TPU_|PYTORCH_|TORCH_|HF_|LD_PRELOAD$|PYTHONHASH)"
 )
 
+_USERINFO = re.compile(r"(?<=://)[^/?#\s\"]*@")
+
 
 def describe() -> dict[str, Any]:
     """The environment as result.json holds it; whatever cannot be found out is null."""
@@ -56,10 +58,17 @@ def describe() -> dict[str, Any]:
 
 
 def variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that change how engines run; never one whose name speaks of a secret."""
+    """The variables that change how engines run; never one whose name speaks of a secret, nor a URL's password."""
     return {
-        name: environment[name] for name in sorted(environment) if _VARIABLES.match(name) and not SECRET.search(name)
+        name: without_userinfo(environment[name])
+        for name in sorted(environment)
+        if _VARIABLES.match(name) and not SECRET.search(name)
     }
+
+
+def without_userinfo(text: str) -> str:
+    """A text whose URLs have lost user and password: http://u:P@host/ becomes http://host/."""
+    return _USERINFO.sub("", text)
 
 
 def hardware(root: Path = Path("/")) -> dict[str, Any]:

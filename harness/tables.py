@@ -110,8 +110,12 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def digest_of(path: Path) -> str:
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file. Raises SetupError for one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SetupError(f"cannot read {path}: {error.strerror}.") from error
 
 
 def jsonl_rows(path: Path) -> Iterator[Row]:

@@ -9,7 +9,8 @@
 #   DIVISION      closed (default), open, network  SCENARIOS    default "Offline Server"
 #   OUTPUT        folder of runs and package, default results/submission-<time>; what is finished there is not run again
 #   OFFLINE_OPTIONS, SERVER_OPTIONS, INTERACTIVE_OPTIONS   options of one scenario, such as "--target-qps 40"
-#   PACK_OPTIONS  options of `submission pack`, such as "--system-name 8xH200 --system system.json"
+#   PACK_OPTIONS  options of `submission pack`, such as "--system-name 8xH200 --system system.json", and the folders of
+#                 further runs, such as the accuracy run that gpt-oss-120b has apart
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 
@@ -41,8 +42,11 @@ for scenario in "${scenarios[@]}"; do
   read -ra options <<<"${!own:-}"
   harness run --mode submission --benchmark "$benchmark" --scenario "$scenario" --output-dir "$folder" \
     "$@" ${options[@]+"${options[@]}"}
-  # What answers in a rehearsal need not be accurate.
+  # What answers in a rehearsal need not be accurate, and the open division takes any accuracy.
   [ "$code" = 5 ] && [ -n "$rehearsal" ] && { say "Accuracy is below its target, as a rehearsal may be."; code=0; }
+  [ "$code" = 5 ] && [ "$division" = open ] && { say "Something is below its target, as in the open division it may be."; code=0; }
+  # All ran to its end, and a file that a grader writes decides: packing says which.
+  [ "$code" = 3 ] && [ -e "$folder/submission.json" ] && { say "Not all is decided yet: packing says what is missing."; code=0; }
   [ "$code" = 0 ] || fail "$code" "$scenario ended with code $code, so nothing was packed: mend what it says, remove $folder and start again with OUTPUT=$output."
 done
 

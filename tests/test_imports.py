@@ -75,6 +75,7 @@ ORDER = [
     "harness.submission.provenance",
     "harness.submission.check",
     "harness.submission.runs",
+    "harness.submission.verdicts",
     "harness.submission.refusals",
     "harness.submission.system",
     "harness.submission.documents",

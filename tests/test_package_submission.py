@@ -96,6 +96,30 @@ def test_a_rehearsal_goes_on_below_the_target_and_ends_as_the_check_does(project
     assert said[-1].startswith("error: out/package is a rehearsal, so the check refuses it")
 
 
+def test_the_open_division_goes_on_below_the_target(project: Path) -> None:
+    (project / "codes/run").write_text("5")
+    code, said, calls = package(project, DIVISION="open")
+    assert (code, len(calls)) == (0, 4)
+    assert "Something is below its target, as in the open division it may be." in said
+    shutil.rmtree(project / "out")
+    assert package(project, DIVISION="network")[0] == 5
+
+
+def test_what_a_grader_decides_is_left_to_packing_and_a_set_up_that_failed_is_not(project: Path) -> None:
+    """Code 3 has two meanings: submission.json is there where all runs came to their end."""
+    (project / "codes/run").write_text("3")
+    (project / "codes/pack").write_text("5")
+    code, said, calls = package(project)
+    assert (code, len(calls)) == (5, 3)
+    assert "Not all is decided yet: packing says what is missing." in said
+    assert said[-1].startswith("error: nothing was packed (code 5)")
+    harness = project / "scripts/run.sh"
+    harness.write_text(harness.read_text().replace("!= 4 ]", "= 0 ]"))
+    code, said, calls = package(project, OUTPUT="again")
+    assert (code, len(calls)) == (3, 4)
+    assert said[-1].startswith("error: Offline ended with code 3, so nothing was packed")
+
+
 @pytest.mark.parametrize(
     ("environment", "sentence"),
     [

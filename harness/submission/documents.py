@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness import __version__
+from harness.environment import without_userinfo
 from harness.submission.runs import Run
 from harness.submission.system import FILL
 from harness.submission.tree import REHEARSAL
+from harness.submission.verdicts import accuracy_verdict, decided_later, file_scores, targets
 
 # Format of provenance.json.
 #   1   the first
@@ -41,6 +44,7 @@ _OPTIONS: Mapping[str, Any] = {
     "dialect": None,
     "ca_file": None,
     "insecure": False,
+    "ready_timeout": 1800.0,
     "dispatch": None,
     "offline_batch": 1,
     "engine_arg": {},
@@ -52,38 +56,78 @@ _OPTIONS: Mapping[str, Any] = {
     "stall_timeout": None,
     "request_timeout": None,
     "samples": None,
+    "audit_dataset": None,
     "audit_config": None,
 }
 
+# Names of engine arguments whose values are secrets; limits such as max_num_batched_tokens are none.
+_SECRET_ARGUMENT = re.compile(r"(^|[_-])(token|key|secret|password|credentials?)$", re.IGNORECASE)
+# What stands in a command for what no result records.
+_HIDDEN = "***"
+
 
 def command(run: Run) -> str:
-    """The command that makes a run again, from the options that it recorded."""
+    """The command that makes a run again, from the options that it recorded; what is secret is hidden."""
     config, chosen = run.config, set(run.config["chosen"])
     mode, folder = ("submission", run.together) if run.together else (str(run["mode"]), run.folder)
-    words = ["python", "-m", "harness", "run", "--mode", mode]
+    words = ["python", "-m", "harness", "run", "--mode", str(mode)]
     for name, unsaid in _OPTIONS.items():
         if name not in config or config[name] is None or config[name] == unsaid:
             continue
         if (name == "replicas" and config["endpoint"]) or (name == "audit_config" and run.together):
             continue
-        words += _said(f"--{name.replace('_', '-')}", config[name])
+        if name == "audit_dataset" and not run.together:
+            continue  # its own --dataset names them
+        words += _said(name, config[name])
     for key, (option, factor) in _LOAD.items():
         if key in chosen and key in config["settings"]:
-            words += [option, f"{config['settings'][key] / factor:g}" if factor != 1 else str(config["settings"][key])]
+            value = config["settings"][key]
+            words += [option, repr(value / factor if factor != 1 else value)]
     if chosen - set(_LOAD):
         words += ["--user-conf", "user.conf"]
-    return shlex.join([*words, "--output-dir", str(folder)])
+    return shlex.join(without_userinfo(word) for word in [*words, "--output-dir", str(folder)])
 
 
-def _said(option: str, value: Any) -> list[str]:
+def commands(members: Mapping[str, Run]) -> dict[str, str]:
+    """By role, the command that makes each run again; runs made together share the one of the performance run, for
+    compliance tests may have asked samples of their own."""
+    speakers: dict[Path, Run] = {}
+    for run in sorted(members.values(), key=lambda run: run.role != "performance"):
+        if run.together:
+            speakers.setdefault(run.together, run)
+    return {role: command(speakers[run.together] if run.together else run) for role, run in members.items()}
+
+
+def _said(name: str, value: Any) -> list[str]:
+    option = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         return [option] if value else []
     if isinstance(value, dict):
-        pairs = (f"{key}={text if isinstance(text, str) else json.dumps(text)}" for key, text in value.items())
+        pairs = (f"{key}={_text(each, name == 'engine_env')}" for key, each in _shown(name, value).items())
         return [word for pair in pairs for word in (option, pair)]
     if isinstance(value, list):
         return [word for each in value for word in (option, str(each))]
     return [option, str(value)]
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A value of that name, with what is secret in it hidden."""
+    if isinstance(value, dict):
+        return {key: _shown(key, each) for key, each in value.items()}
+    return _HIDDEN if isinstance(value, str) and _SECRET_ARGUMENT.search(name) else value
+
+
+def _text(value: Any, literal: bool) -> str:
+    """A value as an option says it, which is read as JSON where it can be unless it is `literal`."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if literal:
+        return value
+    try:
+        json.loads(value)
+    except ValueError:
+        return json.dumps(value) if value in ("True", "False") else value
+    return json.dumps(value)
 
 
 # -- one scenario -----------------------------------------------------------------------------------------------------
@@ -94,7 +138,8 @@ def scenario_readme(system: str, members: Mapping[str, Run], reasons: Sequence[s
     run = members["performance"]
     environment, packages = run.environment, run.environment["packages"]
     head = f"{REHEARSAL}: no submission; {'; '.join(reasons)}.\n\n" if rehearsal else ""
-    commands = dict.fromkeys(command(member) for member in members.values())
+    said = list(dict.fromkeys(commands(members).values()))
+    hidden = any(_HIDDEN in each for each in said)
     versions = {**packages, "Python": environment["machine"]["python"], "LoadGen": run["loadgen"]["version"]}
     lines = [
         f"{head}# {run['benchmark']}, {run['scenario']}, on {system}\n",
@@ -102,8 +147,9 @@ def scenario_readme(system: str, members: Mapping[str, Run], reasons: Sequence[s
         f"{environment['commit'] or 'not recorded'}. `user.conf` in this directory is what LoadGen read in the "
         "performance run. The commands, in the order of performance, accuracy and compliance:\n",
         "```sh",
-        *commands,
+        *said,
         "```\n",
+        *([f"`{_HIDDEN}` stands for a secret, which no result records: fill it in.\n"] if hidden else []),
         f"- model: `{run.config['model']}`, dtype {run.config['dtype']}",
         f"- dataset: `{run.config['dataset']}`, SHA-256 {environment.get('dataset_sha256')}",
         f"- replicas: {len(run['replicas'])} ({run.config['backend']}, dispatch {run.config['dispatch']})",
@@ -114,7 +160,7 @@ def scenario_readme(system: str, members: Mapping[str, Run], reasons: Sequence[s
         f"- versions: {_pairs(versions)}",
         *([f"- variables: {_pairs(environment['variables'])}"] if environment["variables"] else []),
     ]
-    return "\n".join(lines) + "\n"
+    return without_userinfo("\n".join(lines) + "\n")
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
@@ -122,7 +168,10 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def _scores(run: Run) -> str:
-    scores = {name: run["accuracy"][name] for name in run["accuracy"].get("targets", {}) if name in run["accuracy"]}
+    if run.row.ungraded is not None:
+        scores = {name: values[0] for name, values in file_scores(run).items() if values}
+    else:
+        scores = {name: run["accuracy"][name] for name in targets(run) if name in run["accuracy"]}
     return _pairs(scores) or str(run["accuracy"].get("why"))
 
 
@@ -219,23 +268,24 @@ def provenance(system: str, members: Mapping[str, Run], reasons: Sequence[str], 
         "rehearsal": rehearsal,
         "submission_ready": not reasons,
         "not_ready_reasons": list(reasons),
-        "runs": {role: _origin(member) for role, member in members.items()},
+        "runs": {role: _origin(members[role], text) for role, text in commands(members).items()},
     }
 
 
-def _origin(run: Run) -> dict[str, Any]:
+def _origin(run: Run, text: str) -> dict[str, Any]:
+    passed = accuracy_verdict(run).passed if run.role == "accuracy" else run["accuracy"]["passed"]
     return {
-        "command": command(run),
+        "command": text,
         "valid": run["valid"],
         "dataset_sha256": run.environment.get("dataset_sha256"),
-        "accuracy_passed": run["accuracy"]["passed"],
+        "accuracy_passed": passed,
         "replicas": run["replicas"],
         "engines": run.environment.get("engines", {}),
         "failures": run["failures"]["count"],
         "retries": run["retries"],
         "resumed": run.content.get("resumed", 0),
         "client_limited": run["client_limited"],
-        "files": run.content.get("files"),
+        "files": {name: digest for name, digest in run.files.items() if name not in decided_later(run)} or None,
     }
 
 

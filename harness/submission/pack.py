@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from harness.conf import default_file
+from harness.environment import without_userinfo
 from harness.results import ACCURACY, DETAIL
 from harness.submission import documents, tree
 from harness.submission.fields import STATUSES, SYSTEM_TYPES
-from harness.submission.refusals import UNFIT, USAGE, by_slot, exit_code, refuse, sha256, unfit
+from harness.submission.refusals import UNFIT, USAGE, by_slot, exit_code, refuse, unfit
 from harness.submission.runs import Refusal, Run, gather, named
 from harness.submission.system import NAME, Description, Value, default_name, describe, read_given
 from harness.submission.tree import DIVISIONS, LOGS, SCORES, SUMMARY, VERDICTS, Scenario, Submitter
+from harness.submission.verdicts import accuracy_verdict
+from harness.tables import digest_of
 from sut.errors import ConfigError
 
 LARGEST = 50 * 2**20
@@ -66,7 +69,7 @@ class File:
         if self.truncated:
             data = tree.truncated(data)
         if self.hash_of:
-            data += f"{chr(10) * bool(data)}hash={sha256(self.hash_of)}\n".encode()
+            data += f"{chr(10) * bool(data)}hash={digest_of(self.hash_of)}\n".encode()
         return data
 
     def as_text(self) -> str:
@@ -139,7 +142,7 @@ def make_plan(words: Sequence[str], request: Request) -> Plan:
     rehearsal = request.rehearsal or any(run.is_echo for run in runs)
     types = {name: str(description.fields["system_type"]) for name, description in systems.items()}
     plan = Plan(request, rehearsal=rehearsal, notes=notes(runs, rehearsal))
-    refusals += refuse_places(plan) + refuse(runs, request.division, types, rehearsal)
+    refusals += refuse_places(plan) + refuse(runs, request.division, types, rehearsal, all_read=not refusals)
     return replace(plan, refusals=refusals) if refusals else fill(plan, runs, systems)
 
 
@@ -178,7 +181,7 @@ def notes(runs: Sequence[Run], rehearsal: bool) -> list[str]:
     if rehearsal:
         why = "echo answered, and no model" if any(run.is_echo for run in runs) else "--rehearsal asks for it"
         said.append(f"This is a REHEARSAL ({why}): the package says so itself, and cannot be submitted.")
-    unsure = [str(run.folder) for run in runs if not run.content.get("files")]
+    unsure = [str(run.folder) for run in runs if not run.files]
     if unsure:
         where = ", ".join(unsure)
         said.append(f"Whether logs were changed after the run cannot be told: result.json has no checksums in {where}.")
@@ -269,7 +272,7 @@ def written(place: Scenario, members: Mapping[str, Run], fields: Mapping[str, An
     yield File(place.readme, documents.scenario_readme(place.system, members, reasons, plan.rehearsal))
     yield File(place.measurements, json.dumps(fields, indent=4) + "\n")
     origin = documents.provenance(place.system, members, reasons, plan.rehearsal)
-    yield File(place.provenance, json.dumps(origin, indent=1) + "\n")
+    yield File(place.provenance, without_userinfo(json.dumps(origin, indent=1)) + "\n")
 
 
 def why_not_ready(members: Mapping[str, Run], plan: Plan) -> list[str]:
@@ -277,7 +280,7 @@ def why_not_ready(members: Mapping[str, Run], plan: Plan) -> list[str]:
     if not plan.rehearsal:
         return []
     reasons = dict.fromkeys(reason for run in members.values() for reason in unfit(run, plan.request.division))
-    if members["accuracy"]["accuracy"]["passed"] is not True and plan.request.division != "open":
+    if accuracy_verdict(members["accuracy"]).passed is not True and plan.request.division != "open":
         reasons["accuracy is below its target or not decided"] = None
     return list(reasons) or ["it was packed as a rehearsal"]
 

@@ -6,7 +6,6 @@ for runs that do not make one submission, 2 for what was asked wrongly.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import defaultdict
@@ -19,6 +18,15 @@ from harness.results import DETAIL, read_detail
 from harness.submission.fields import NETWORK_SUT
 from harness.submission.runs import Refusal, Run
 from harness.submission.tree import LOGS, SCORES, VERDICTS
+from harness.submission.verdicts import (
+    accuracy_verdict,
+    awaits_grader,
+    decided_later,
+    file_scores,
+    says_passed,
+    targets,
+)
+from harness.tables import digest_of
 
 NOT_VALID, BELOW, UNFIT, USAGE = 4, 5, 3, 2
 
@@ -65,18 +73,23 @@ def exit_code(refusals: Iterable[Refusal]) -> int:
     return next((code for code in (NOT_VALID, BELOW, UNFIT, USAGE) if code in codes), 0)
 
 
-def refuse(runs: Sequence[Run], division: str, system_types: Mapping[str, str], rehearsal: bool) -> list[Refusal]:
-    """Every reason why these runs cannot be packed; empty if they can. `system_types` is by the system's name."""
+def refuse(
+    runs: Sequence[Run], division: str, system_types: Mapping[str, str], rehearsal: bool, all_read: bool = True
+) -> list[Refusal]:
+    """Every reason why these runs cannot be packed; empty if they can. `system_types` is by the system's name.
+
+    Unless all that was named could be read, nobody knows what is missing, and nothing is said of it.
+    """
     found: list[Refusal] = []
     for run in runs:
         found += refuse_run(run, division, rehearsal)
     slots = by_slot(runs)
     for slot, members in slots.items():
         found += refuse_repeated(members)
-        found += refuse_missing(slot, members, division)
+        found += refuse_missing(slot, members, division) if all_read else []
         found += refuse_accuracy(members, division, rehearsal)
     found += refuse_mixed(runs)
-    return found + refuse_scenarios(slots, system_types)
+    return found + (refuse_scenarios(slots, system_types) if all_read else [])
 
 
 def by_slot(runs: Iterable[Run]) -> dict[Slot, list[Run]]:
@@ -98,6 +111,8 @@ def refuse_run(run: Run, division: str, rehearsal: bool) -> list[Refusal]:
     found += [Refusal(UNFIT, f"{run.folder}: {text}") for text in [*why_changed(run), *why_unfit(run)]]
     if run.role in VERDICTS:
         found += [Refusal(BELOW, f"{run.folder}: {text}") for text in why_not_compliant(run)]
+    if lacks_grading(run):
+        found.append(Refusal(BELOW, f"{run.folder}: {run.row.ungraded}, and put what it prints there as {SCORES}."))
     if division == "network":
         found += [Refusal(UNFIT, f"{run.folder}: {text}") for text in why_no_network(run)]
     if not rehearsal:
@@ -121,46 +136,65 @@ def why_not_valid(run: Run) -> list[str]:
         return [f"the run is not valid: {reasons[0]}{more}; run it again."]
     if log.errors:
         return [f"LoadGen's log holds {len(log.errors)} errors, the first {log.errors[0]}: run it again."]
-    if run.role == "performance" and log.values and log.verdict != "VALID":
-        return [f"result.json calls the run valid and LoadGen's log says {log.verdict}: run it again."]
+    if not (run.folder / DETAIL).is_file():
+        return []  # said with the other files
+    if not log.values:
+        return [f"{DETAIL} holds nothing that LoadGen wrote: put the original back, or run it again."]
+    if run.role == "performance" and log.verdict != "VALID":
+        said = log.verdict or "nothing of it (result_validity)"
+        return [f"result.json calls the run valid and LoadGen's log says {said}: run it again."]
     return []
 
 
 def why_changed(run: Run) -> list[str]:
     """Which files are missing, or are not as the run left them."""
-    needed = {*LOGS, "user.conf"} | ({SCORES} if run.role == "accuracy" else set())
+    known = {name: digest for name, digest in run.files.items() if name not in decided_later(run)}
+    if odd := [name for name in known if name in ("", "..") or Path(name).name != name]:
+        return [f"result.json has the checksum of {odd[0]!r}, which is no file of this folder: run it again."]
+    scores = {SCORES} if run.role == "accuracy" and not lacks_grading(run) else set()
+    needed = {*LOGS, "user.conf"} | scores | known.keys() - set(VERDICTS.values())
     found = [
         f"{name} is missing: run it again, nothing can stand in for a log."
         for name in sorted(needed)
         if not (run.folder / name).is_file()
     ]
-    for name, digest in sorted(run.content.get("files", {}).items()):
+    for name, digest in sorted(known.items()):
         path = run.folder / name
-        if path.is_file() and sha256(path) != digest:
+        if path.is_file() and digest_of(path) != digest:
             found.append(f"{name} was changed after the run: put the original back, or run it again.")
     if run.role == "accuracy" and (run.folder / SCORES).is_file():
         found += why_other_scores(run)
     return found
 
 
+def lacks_grading(run: Run) -> bool:
+    """Whether the words of MLCommons' grader are missing, which the harness cannot stand in for."""
+    return run.role == "accuracy" and run.row.ungraded is not None and not (run.folder / SCORES).is_file()
+
+
 def why_other_scores(run: Run) -> list[str]:
-    """Where accuracy.txt says something else than the result, or belongs to a log that was shortened."""
+    """Where accuracy.txt says something else than the result, or nothing, or belongs to a log that was shortened."""
     text = (run.folder / SCORES).read_text(errors="replace")
     if re.search(r"^hash=", text, re.MULTILINE):
         return [f"{SCORES} holds a hash already, so its log was truncated: name the directory with the whole log."]
-    for name in run["accuracy"].get("targets", {}):
-        said = re.search(rf"'{name}':\s+'?(\d+(?:\.\d+)?)", text)
-        if said and name in run["accuracy"] and abs(float(said[1]) - float(run["accuracy"][name])) > 1e-4:
+    said, own = file_scores(run), run["accuracy"]
+    # Graders print the mean length in full, the harness with one place.
+    margin = 1e-4 if run.row.ungraded is None else 0.0501
+    for name in targets(run):
+        mine = own.get(name)
+        other = next(
+            (value for value in said.get(name, []) if mine is not None and not abs(value - mine) <= margin), None
+        )
+        if other is not None:
             return [
-                f"{SCORES} says {name} {said[1]} and result.json {run['accuracy'][name]}: put the original back, or "
-                "run it again."
+                f"{SCORES} says {name} {other:.10g} and result.json {mine}: put the original back, or run it again."
             ]
+    asked = [name for name, target in run.row.targets.items() if target.low is not None]
+    known = [name for name in asked if run.row.ungraded or own.get(name) is not None]
+    if missing := [name for name in (known or asked) if not said[name]]:
+        whose = "the whole of what the grader prints" if run.row.ungraded else "the original back, or run it again"
+        return [f"{SCORES} does not say {', '.join(missing)} as MLCommons' checker reads it: put {whose}."]
     return []
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def why_unfit(run: Run) -> list[str]:
@@ -189,28 +223,18 @@ def unfit(run: Run, division: str) -> list[str]:
 
 def why_not_compliant(run: Run) -> list[str]:
     """Why a compliance run does not show compliance."""
-    remedy = f"verify it with `python -m harness compliance verify {run.folder}`"
-    path = run.folder / VERDICTS[run.role]
+    path, verdict = run.folder / VERDICTS[run.role], run.content.get("compliance")
+    script = " --accuracy-script CMD" if run.role == "TEST07" else ""
+    verify = f"`python -m harness compliance verify {run.folder} --test {run.role}{script} --output {run.folder}`"
+    if verdict and verdict["passed"] is False:
+        return [f"{run.role} has failed ({'; '.join(verdict['why'])}): mend that and run it again."]
     if not path.is_file():
-        return [f"{path.name} is missing: {remedy}."]
-    said = says_passed(run.role, path.read_text(errors="replace"))
-    verdict = run.content.get("compliance")
-    if verdict and verdict["passed"] is not True:
-        word = "has failed" if verdict["passed"] is False else "is not decided"
-        return [f"{run.role} {word} ({'; '.join(verdict['why'])}): mend that and run it again."]
-    if not said:
-        return [f"{path.name} does not say that {run.role} has passed: {remedy}."]
-    return []
-
-
-def says_passed(test: str, text: str) -> bool:
-    """Whether the words of a verifier mean that a test has passed, as MLCommons' checker reads them
-    (submission_checker/checks/compliance_check.py)."""
-    lines = {line.strip() for line in text.splitlines()}
-    if test != "TEST06":
-        return "TEST PASS" in lines
-    first = {"First token check pass: True", "First token check pass: Skipped"}
-    return bool(first & lines) and {"EOS check pass: True", "Sample length check pass: True"} <= lines
+        return [f"{path.name} is missing: verify it with {verify}."]
+    if says_passed(run.role, path.read_text(errors="replace")):
+        return []
+    if verdict and verdict["passed"] is None:
+        return [f"{run.role} is not decided ({'; '.join(verdict['why'])}): run {verify}."]
+    return [f"{path.name} does not say that {run.role} has passed: verify it with {verify}."]
 
 
 def why_no_network(run: Run) -> list[str]:
@@ -266,10 +290,13 @@ def refuse_accuracy(members: Sequence[Run], division: str, rehearsal: bool) -> l
         return []
     found = []
     for run in members:
-        if run.role != "accuracy" or not run["valid"] or run["accuracy"]["passed"] is True:
+        if run.role != "accuracy" or not run["valid"] or lacks_grading(run):
             continue
-        word = "below its target" if run["accuracy"]["passed"] is False else "not decided"
-        text = f"{run.folder}: accuracy is {word} ({run['accuracy']['why']}): only the open division takes it."
+        passed, why = accuracy_verdict(run)
+        if passed is True or (awaits_grader(run) and why_other_scores(run)):
+            continue
+        word = "below its target" if passed is False else "not decided"
+        text = f"{run.folder}: accuracy is {word} ({why}): only the open division takes it."
         found.append(Refusal(BELOW, text))
     return found
 

@@ -13,9 +13,53 @@ from harness.benchmarks import Benchmark
 from harness.results import SUBMISSION, is_local, load
 from sut.errors import ConfigError, SetupError
 
-# Without these a result.json is none of this harness's.
-_KEYS = {"status", "valid", "invalid_reasons", "not_ready_reasons", "scenario", "mode", "benchmark", "accuracy"}
-_KEYS |= {"replicas", "retries", "client_limited", "metrics", "failures", "loadgen", "config", "environment"}
+NULL = type(None)
+NUMBER = (int, float)
+
+# What packing reads of a result.json, and of which type; "?" marks what may be missing or null, "*" stands for each.
+_FORM: Mapping[str, Any] = {
+    "status": str,
+    "valid": bool,
+    "invalid_reasons": list,
+    "not_ready_reasons": list,
+    "scenario": str,
+    "mode": str,
+    "benchmark": str,
+    "audit?": str,
+    "accuracy": {"passed": (bool, NULL), "targets?": {"*": {"low?": NUMBER, "high?": NUMBER}}},
+    "compliance?": {"passed": (bool, NULL), "why": {"*": str}},
+    "replicas": list,
+    "retries": int,
+    "resumed?": int,
+    "client_limited": bool,
+    "metrics": {"samples_per_second": NUMBER, "tokens_per_second": NUMBER},
+    "failures": {"count": int},
+    "loadgen": {"version": (str, NULL), "verdict": (str, NULL)},
+    "files?": {"*": str},
+    "config": {
+        "model": str,
+        "dataset": str,
+        "backend": str,
+        "replicas": int,
+        "endpoint": {"*": str},
+        "dispatch": str,
+        "dtype": str,
+        "generation": dict,
+        "engine_arg": dict,
+        "engine_env?": dict,
+        "settings": {"*": NUMBER},
+        "chosen": {"*": str},
+    },
+    "environment": {
+        "machine": {"hostname": str, "cpu": (str, NULL), "memory_bytes": int, "system": str, "python": str},
+        "devices": {"*": {"name": str, "memory_bytes": int}},
+        "drivers?": dict,
+        "packages": dict,
+        "commit": (str, NULL),
+        "variables": {"*": str},
+        "engines?": {"*": dict},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +93,11 @@ class Run:
     def environment(self) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self.content["environment"]
         return found
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """SHA-256 of what the run left in its folder, by name; empty in results that have none."""
+        return self.content.get("files") or {}
 
     @property
     def role(self) -> str:
@@ -127,7 +176,31 @@ def _parts(path: Path) -> list[str]:
 
 def _run(folder: Path, system: str | None, together: Path | None) -> Run:
     content = load(folder).content
-    if missing := sorted(_KEYS - set(content)):
-        raise SetupError(f"{folder}/result.json is no result of this harness: it lacks {', '.join(missing)}.")
-    benchmarks.find(str(content["benchmark"]))
+    if lacking := sorted(name for name in _FORM if name[-1] != "?" and name not in content):
+        raise SetupError(f"{folder}/result.json is no result of this harness: it lacks {', '.join(lacking)}.")
+    if (fault := _form_fault(content, _FORM)) is not None:
+        raise SetupError(f"{folder}/result.json is no result of this harness: {fault}; run it again.")
+    scores = ((name, content["accuracy"].get(name)) for name in benchmarks.find(content["benchmark"]).targets)
+    if odd := [name for name, score in scores if not isinstance(score, int | float | None)]:
+        raise SetupError(f"{folder}/result.json is no result of this harness: accuracy.{odd[0]} is no number.")
     return Run(folder, content, system, together)
+
+
+def _form_fault(value: Any, form: Any, place: str = "") -> str | None:
+    """Where a value does not have a form (see _FORM), in words; None if it has."""
+    if not isinstance(form, Mapping):
+        return None if isinstance(value, form) else f"{place} is {json.dumps(value)[:60]}"
+    found = dict(enumerate(value)) if isinstance(value, list) and "*" in form else value
+    if not isinstance(found, Mapping):
+        return f"{place} is {json.dumps(value)[:60]}"
+    asked = dict.fromkeys(found, form["*"]) if "*" in form else form
+    for name, inner in asked.items():
+        key = name if "*" in form else name.removesuffix("?")
+        where = f"{place}.{key}".lstrip(".")
+        if key != name and found.get(key) is None:
+            continue
+        if key not in found:
+            return f"it lacks {where}"
+        if (fault := _form_fault(found[key], inner, where)) is not None:
+            return fault
+    return None

@@ -30,6 +30,21 @@ def test_variables_that_change_engines_are_kept_and_the_rest_is_not() -> None:
     assert environment.variables(kept | other | SECRETS) == dict(sorted(kept.items()))
 
 
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("http://u:P@h/", "http://h/"),
+        ("https://token@hub.example:8443/a?x=b@c", "https://hub.example:8443/a?x=b@c"),
+        ("http://a:1,https://u:p@ss@b:2", "http://a:1,https://b:2"),
+        ("http://h/path/a@b and http://h?q=a@b", "http://h/path/a@b and http://h?q=a@b"),  # an @ that ends no password
+        ("user@host", "user@host"),
+    ],
+)
+def test_a_url_loses_its_password(text: str, clean: str) -> None:
+    assert environment.without_userinfo(text) == clean
+    assert environment.variables({"HF_ENDPOINT": text}) == {"HF_ENDPOINT": clean}
+
+
 @pytest.mark.parametrize("name", SECRETS)
 def test_no_secret_gets_into_a_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "s3cret")

@@ -18,7 +18,7 @@ import pytest
 
 from harness.cli import call
 from harness.demo import MODEL
-from harness.submission import documents, refusals
+from harness.submission import documents, refusals, verdicts
 from harness.submission.fields import MEASUREMENTS, SYSTEM_FIELDS, SYSTEM_FILLED
 from harness.submission.pack import File
 from harness.submission.runs import Run, gather
@@ -367,6 +367,39 @@ def invalid_log(place: Path) -> None:
     )
 
 
+def empty_log(part: str) -> Callable[[Path], None]:
+    """A detail log without a line, in a run that knows no checksums."""
+
+    def change(place: Path) -> None:
+        (place / "Server" / part / "mlperf_log_detail.txt").write_text("")
+        edit(place / "Server" / part, lambda found: found.pop("files"))
+
+    return change
+
+
+def no_verdict(place: Path) -> None:
+    log = place / "Server/performance/mlperf_log_detail.txt"
+    log.write_text("\n".join(line for line in log.read_text().split("\n") if "result_validity" not in line))
+
+
+def half_the_scores(place: Path) -> None:
+    scores = json.loads((place / "Server/accuracy/result.json").read_text())["accuracy"]
+    text = f"{ {name: scores[name] for name in ('rouge1', 'rouge2')} }\n"
+    (place / "Server/accuracy/accuracy.txt").write_text(text)
+
+
+def checksummed(name: str, more: str) -> Callable[[Path], None]:
+    """A file whose checksum the result knows, and to which something was added since."""
+
+    def change(place: Path) -> None:
+        path = place / "Server" / name
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        edit(path.parent, lambda found: found["files"].update({path.name: digest}))
+        path.write_text(path.read_text() + more)
+
+    return change
+
+
 REFUSED: dict[str, tuple[Callable[[Path], None], int, str]] = {
     "not complete": (
         result("performance", status="interrupted", valid=False),
@@ -469,10 +502,58 @@ REFUSED: dict[str, tuple[Callable[[Path], None], int, str]] = {
         3,
         "demo is no benchmark of MLCommons, so no division takes it: run another.",
     ),
-    "no result": (file("accuracy/result.json", None), 5, "holds neither submission.json nor result.json"),
+    "empty scores": (
+        file("accuracy/accuracy.txt", ""),
+        3,
+        "accuracy.txt does not say rouge1, rouge2, rougeL, tokens_per_sample as MLCommons' checker reads it: put the",
+    ),
+    "half the scores": (half_the_scores, 3, "accuracy.txt does not say rougeL, tokens_per_sample as"),
+    "scores below the targets beside them": (
+        inside("accuracy", "accuracy", targets={"rouge1": {"low": 99.0, "high": None}}),
+        5,
+        "accuracy is below its target (result.json calls it met, and rouge1 is ",
+    ),
+    "accuracy met without a target": (
+        inside("accuracy", "accuracy", targets={}),
+        5,
+        "accuracy is not decided (result.json calls it met, and held it to no target)",
+    ),
+    "an empty log without a checksum": (
+        empty_log("performance"),
+        4,
+        "mlperf_log_detail.txt holds nothing that LoadGen wrote: put the original back",
+    ),
+    "an empty log of accuracy": (empty_log("accuracy"), 4, "Server/accuracy: mlperf_log_detail.txt holds nothing"),
+    "a log that ends before its verdict": (no_verdict, 4, "LoadGen's log says nothing of it (result_validity)"),
+    "a verdict of both kinds": (
+        file("TEST06/verify_accuracy.txt", PASSED + "EOS check pass: False\n"),
+        5,
+        "does not say that TEST06 has passed",
+    ),
+    "other scores than were checksummed": (
+        checksummed("accuracy/accuracy.txt", " "),
+        3,
+        "Server/accuracy: accuracy.txt was changed after the run: put the original back",
+    ),
+    "another verdict than was checksummed": (
+        checksummed("TEST06/verify_accuracy.txt", "\n"),
+        3,
+        "Server/TEST06: verify_accuracy.txt was changed after the run",
+    ),
+    "a checksummed file that is gone": (
+        inside("performance", "files", **{"more.txt": "00"}),
+        3,
+        "more.txt is missing: run it again",
+    ),
+    "a checksum of a file elsewhere": (
+        inside("performance", "files", **{"../accuracy/user.conf": "00"}),
+        3,
+        "result.json has the checksum of '../accuracy/user.conf', which is no file of this folder",
+    ),
+    "no result": (file("accuracy/result.json", None), 3, "holds neither submission.json nor result.json"),
     "half a result": (
         file("accuracy/result.json", '{"format_version": 1}'),
-        5,
+        3,
         "is no result of this harness: it lacks ",
     ),
 }
@@ -585,13 +666,16 @@ def test_a_file_larger_than_a_repository_takes_is_refused(real: Path, capsys: py
         ("TEST06", PASSED.replace("Skipped", "True"), True),
         ("TEST06", PASSED.replace("Skipped", "False"), False),
         ("TEST06", PASSED.replace("length check pass: True", "length check pass: False"), False),
+        ("TEST06", PASSED + "EOS check pass: False\n", False),
+        ("TEST06", PASSED + "TEST06 verification failed\n", False),
         ("TEST06", "TEST PASS\n", False),
         ("TEST09", "Min check pass: True\n\nTEST PASS\n", True),
         ("TEST09", "TEST FAIL\n", False),
+        ("TEST09", "Max check pass: False\n\nTEST PASS\n", False),
     ],
 )
 def test_a_verdict_is_read_as_the_official_checker_reads_it(test: str, text: str, passed: bool) -> None:
-    assert refusals.says_passed(test, text) is passed
+    assert verdicts.says_passed(test, text) is passed
 
 
 USAGE: dict[str, tuple[list[str], str]] = {
@@ -617,6 +701,177 @@ def test_usage(name: str, real: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert pack(real, *words) == 2
     assert capsys.readouterr().err.startswith(f"error: {sentence}")
     assert not list(real.glob("package*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"accuracy": None}, "accuracy is null"),
+        ({"config": {}}, "it lacks config.model"),
+        ({"accuracy": {}}, "it lacks accuracy.passed"),
+        ({"accuracy": {"passed": True, "rouge1": "44"}}, "accuracy.rouge1 is no number"),
+        ({"environment": []}, "environment is []"),
+        ({"metrics": {"samples_per_second": None, "tokens_per_second": 1}}, "metrics.samples_per_second is null"),
+        ({"files": {"user.conf": 1}}, "files.user.conf is 1"),
+        ({"compliance": {"passed": None}}, "it lacks compliance.why"),
+    ],
+)
+def test_a_result_of_another_form_is_one_sentence(
+    changes: dict[str, Any], fault: str, real: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(real / "Server/accuracy", lambda found: found.update(changes))
+    assert pack(real) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: {real}/Server/accuracy/result.json is no result of this harness: {fault}")
+
+
+# -- what MLCommons' graders decide -----------------------------------------------------------------------------------
+
+# What language/deepseek-r1/eval_accuracy.py and language/gpt-oss-120b/eval_mlperf_accuracy.py print.
+R1_PRINTS = "\nResults\n\n{'exact_match': 81.2, 'tokens_per_sample': 3886.2274, 'num-samples': 4388}\n"
+OSS_PRINTS = "FINAL SCORE: 83.10%\n\n\nPrinting for submission_checker:\n\n'exact_match': 83.100\n"
+TEST07_PASSED = "'exact_match': 64.1\nAccuracy score: 64.1\nAccuracy threshold: 60.698\nTEST PASS\n"
+
+
+@pytest.fixture
+def deepseek(real: Path) -> Path:
+    """Runs as deepseek-r1's look: the accuracy waits for MLCommons' graders."""
+    unpassed = {"passed": None, "why": "no grader", "targets": {"exact_match": {"low": 80.5}}}
+    unpassed |= {"tokens_per_sample": 3886.2}
+    for folder in runs_in(real):
+        edit(folder, lambda found: found.update(benchmark="deepseek-r1"))
+    for scenario in ("Offline", "Server"):
+        edit(real / scenario / "accuracy", lambda found: found.update(accuracy=dict(unpassed)))
+        (real / scenario / "accuracy/accuracy.txt").write_text(R1_PRINTS)
+    return real
+
+
+def test_what_a_grader_printed_decides_accuracy(deepseek: Path) -> None:
+    assert pack(deepseek) == 0
+    folder = deepseek / "package/closed/Acme/results/box/deepseek-r1/Server"
+    assert "- accuracy: exact_match 81.2, tokens_per_sample 3886.2274\n" in (folder / "README.md").read_text()
+    assert json.loads((folder / "provenance.json").read_text())["runs"]["accuracy"]["accuracy_passed"] is True
+    assert (folder / "accuracy/accuracy.txt").read_text().startswith(R1_PRINTS)
+
+
+GRADED: dict[str, tuple[Callable[[Path], None], int, str]] = {
+    "nothing printed": (
+        file("accuracy/accuracy.txt", None),
+        5,
+        "with language/deepseek-r1/eval_accuracy.py of mlcommons/inference, and put what it prints there as "
+        "accuracy.txt.",
+    ),
+    "an empty text": (
+        file("accuracy/accuracy.txt", ""),
+        3,
+        "does not say exact_match, tokens_per_sample as MLCommons' checker reads it: put the whole of what the grader",
+    ),
+    "below the target": (
+        file("accuracy/accuracy.txt", R1_PRINTS.replace("81.2", "70.5")),
+        5,
+        "accuracy is below its target (exact_match is 70.5, below 80.5446): only the open division takes it.",
+    ),
+    "two scores": (
+        file("accuracy/accuracy.txt", f"{R1_PRINTS}'exact_match': 70\n"),
+        5,
+        "(accuracy.txt says exact_match as 81.2, 70)",
+    ),
+    "no number": (file("accuracy/accuracy.txt", R1_PRINTS.replace("81.2", "81.2.1")), 5, "exact_match as nan"),
+    "another log's": (
+        inside("accuracy", "accuracy", targets={"tokens_per_sample": {"low": 1}}, tokens_per_sample=3500.0),
+        3,
+        "accuracy.txt says tokens_per_sample 3886.2274 and result.json 3500.0",
+    ),
+    "other samples, for which there are no targets": (
+        inside("accuracy", "accuracy", targets={}),
+        5,
+        "accuracy is not decided (no grader)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRADED)
+def test_a_grader_s_words_that_do_not_do(name: str, deepseek: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change, code, sentence = GRADED[name]
+    change(deepseek)
+    assert pack(deepseek) == code
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+@pytest.fixture
+def gpt_oss(real: Path) -> Path:
+    """Runs as gpt-oss-120b's look: the accuracy run stands alone, the rest is of one start; TEST07 was verified since
+    the run, and its file is no longer the one that the run left."""
+    for scenario in ("Offline", "Server"):
+        place = real / scenario
+        for folder in (place / "accuracy", place / "performance", place / "TEST06"):
+            edit(folder, lambda found: found.update(benchmark="gpt-oss-120b"))
+        unpassed = {"passed": None, "why": "no grader", "targets": {"exact_match": {"low": 82.3}}}
+        edit(place / "accuracy", lambda found, unpassed=unpassed: found.update(accuracy=unpassed))
+        (place / "accuracy/accuracy.txt").write_text(OSS_PRINTS)
+        (place / "accuracy").rename(real / f"{scenario}-accuracy")
+        for folder in (place / "performance", place / "TEST06"):
+            edit(folder, lambda found: found["config"].update(dataset="perf.parquet", audit_dataset="own.parquet"))
+        for test, file_name in (("TEST07", "verify_accuracy.txt"), ("TEST09", "verify_output_len.txt")):
+            shutil.copytree(place / "TEST06", place / test)
+            (place / test / "verify_accuracy.txt").unlink()
+            (place / test / file_name).write_text(TEST07_PASSED if test == "TEST07" else "TEST PASS\n")
+            edit(
+                place / test, lambda found, test=test: found.update(audit=test, compliance={"passed": True, "why": []})
+            )
+        shutil.rmtree(place / "TEST06")
+        edit(place / "TEST07", lambda found: found.update(compliance={"passed": None, "why": ["no script"]}))
+        edit(place / "TEST07", lambda found: found["config"].update(dataset="own.parquet"))
+        edit(place / "TEST07", lambda found: found["environment"].update(dataset_sha256="own"))
+        edit(place / "TEST07", lambda found: found["files"].update({"verify_accuracy.txt": "as the run left it"}))
+        parts = {"runs": {part: part for part in ("performance", "TEST07", "TEST09")}}
+        (place / "submission.json").write_text(json.dumps(parts))
+    return real
+
+
+def gpt_oss_runs(place: Path) -> list[Path]:
+    return [place / name for name in ("Offline", "Offline-accuracy", "Server", "Server-accuracy")]
+
+
+def test_runs_with_a_grader_for_accuracy_and_test07_are_packed(gpt_oss: Path) -> None:
+    assert pack(gpt_oss, runs=gpt_oss_runs(gpt_oss)) == 0
+    folder = gpt_oss / "package/closed/Acme/results/box/gpt-oss-120b/Offline"
+    assert (folder / "TEST07/verify_accuracy.txt").read_text() == TEST07_PASSED
+    origin = json.loads((folder / "provenance.json").read_text())["runs"]
+    assert "verify_accuracy.txt" not in origin["TEST07"]["files"], "the run left another"
+    assert origin["TEST07"]["command"] == origin["performance"]["command"]
+    text = (folder / "README.md").read_text()
+    told = [line for line in text.splitlines() if line.startswith("python -m harness ")]
+    assert [line.split()[5] for line in told] == ["submission", "accuracy"]
+    assert "--dataset perf.parquet" in told[0]
+    assert "--audit-dataset own.parquet" in told[0], "--mode submission of gpt-oss-120b is refused without it"
+
+
+@pytest.mark.parametrize(
+    ("text", "compliance", "sentence"),
+    [
+        (
+            "Error: Could not parse accuracy score\nTEST FAIL\n",
+            {"passed": None, "why": ["no script"]},
+            "TEST07 is not decided (no script): run `python -m harness compliance verify {0} --test TEST07 "
+            "--accuracy-script CMD --output {0}`.",
+        ),
+        (TEST07_PASSED, {"passed": False, "why": ["the score is 3"]}, "TEST07 has failed (the score is 3): mend that"),
+        (None, {"passed": None, "why": []}, "verify_accuracy.txt is missing: verify it with `python -m harness comp"),
+    ],
+)
+def test_a_verdict_that_is_open_needs_the_verifier_s_words(
+    text: str | None, compliance: dict[str, Any], sentence: str, gpt_oss: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = gpt_oss / "Server/TEST07/verify_accuracy.txt"
+    path.write_text(text) if text is not None else path.unlink()
+    edit(path.parent, lambda found: found.update(compliance=compliance))
+    edit(path.parent, lambda found: found["files"].pop("verify_accuracy.txt"))
+    assert pack(gpt_oss, runs=gpt_oss_runs(gpt_oss)) == 5
+    assert sentence.format(path.parent) in capsys.readouterr().err
 
 
 # -- divisions --------------------------------------------------------------------------------------------------------
@@ -693,3 +948,62 @@ def test_the_command_in_the_readme_makes_the_same_run(
     for name in ("settings", "min_duration", "min_queries", "chosen", "user_conf"):
         again.pop(name), recorded.pop(name)  # fitted to the dataset, once it was read
     assert again == recorded
+
+
+def made_of(content: dict[str, Any], **config: Any) -> Run:
+    return Run(Path("out"), {**content, "config": {**content["config"], **config}})
+
+
+def test_no_secret_stands_in_a_command_and_the_reader_is_told(real: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither one that the result hides already, nor one of an older result, nor one in a URL."""
+    for folder in runs_in(real):
+        arguments = {"hf_token": "hf_SECRET", "api_key": "***", "loader": {"password": "SECRET"}, "hf_overrides": {}}
+        edit(folder, lambda found, known=arguments: found["config"].update(engine_arg=known))
+        more = {"HF_TOKEN": "***", "HF_ENDPOINT": "http://u:SECRET@h/"}
+        edit(folder, lambda found, known=more: found["config"].update(engine_env=known))
+        edit(folder, lambda found: found["environment"]["variables"].update(HF_ENDPOINT="http://u:SECRET@h/"))
+        facts = {"http://u:SECRET@h:1": {"url": "http://u:SECRET@h:1"}}
+        edit(folder, lambda found, known=facts: found["environment"].update(engines=known))
+    assert pack(real) == 0
+    folder = real / f"package/closed/Acme/results/box/{ROW}/Server"
+    for path in (real / "package").rglob("*"):
+        assert not path.is_file() or b"SECRET" not in path.read_bytes(), path
+    text = (folder / "README.md").read_text()
+    for word in ("--engine-arg 'hf_token=***'", "--engine-arg 'api_key=***'", "--engine-env 'HF_TOKEN=***'"):
+        assert word in text
+    assert "--engine-env HF_ENDPOINT=http://h/" in text
+    assert "\n`***` stands for a secret, which no result records: fill it in.\n" in text
+
+
+def test_a_readme_without_secrets_does_not_speak_of_any(real: Path) -> None:
+    edit_all = {"max_num_batched_tokens": 8192, "tokenizer": "a/b"}
+    for folder in runs_in(real):
+        edit(folder, lambda found: found["config"].update(engine_arg=edit_all))
+    assert pack(real) == 0
+    text = (real / f"package/closed/Acme/results/box/{ROW}/Server/README.md").read_text()
+    assert "--engine-arg max_num_batched_tokens=8192 --engine-arg tokenizer=a/b" in text
+    assert "***" not in text
+
+
+def test_a_command_says_every_digit_and_every_option_as_it_is_read(echo_runs: Path) -> None:
+    from harness.cli.run import run as run_command
+
+    content = json.loads((echo_runs / "performance/result.json").read_text())
+    settings = {"min_duration": 1_234_567, "target_qps": 0.1 + 0.2, "min_query_count": 24_576_001}
+    given = {"revision": "12", "flag": True, "mode": "True", "plain": "fp8"}
+    run = made_of(content, settings=settings, chosen=list(settings), engine_arg=given, ready_timeout=60.5)
+    words = shlex.split(documents.command(run))
+    options = run_command.make_context("run", words[4:]).params
+    assert options["min_duration"] == 1234.567
+    assert options["target_qps"] == 0.1 + 0.2
+    assert options["min_queries"] == 24_576_001
+    assert options["engine_arg"] == given, "a text that reads as JSON stays a text"
+    assert options["ready_timeout"] == 60.5
+
+
+def test_a_test07_run_that_stands_alone_names_its_samples_once(echo_runs: Path) -> None:
+    """Outside of --mode submission, --audit-dataset is refused."""
+    content = json.loads((echo_runs / "performance/result.json").read_text())
+    text = documents.command(made_of(content, dataset="own.parquet", audit_dataset="own.parquet"))
+    assert "--dataset own.parquet" in text
+    assert "--audit-dataset" not in text

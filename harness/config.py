@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from harness import benchmarks
 from harness.audits import AUDITS, Audit, which
-from harness.benchmarks import SCENARIOS, Benchmark, Number
+from harness.benchmarks import SCENARIOS, Benchmark, Number, same_file
 from harness.conf import INTEGER_KEYS, REAL_KEYS, Conf, default_file, lookup, parse_conf, read_conf
 from sut.backends import BACKENDS, Generation
 from sut.dispatch import POLICIES
@@ -26,6 +26,8 @@ from sut.errors import ConfigError
 
 # Names of variables whose values are never saved or shown.
 SECRET = re.compile(r"KEY|TOKEN(?!IZ|S)|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+
+_USERINFO = re.compile(r"(?<=://)[^/?#\s\"]*@")
 
 USER_CONF, AUDIT_FILE = "user.conf", "audit.config"
 """The settings that LoadGen reads, in a run's folder: in the working directory it would find the second by itself."""
@@ -94,7 +96,8 @@ class RunConfig:
     def has_own_dataset(self, samples: int) -> bool:
         """Whether these are all of the benchmark's own samples, which alone have targets; told by number where the
         benchmark's dataset does not ship with the harness."""
-        return samples == self.own_samples and self.row.dataset in (None, self.dataset)
+        ships = self.row.dataset
+        return samples == self.own_samples and (ships is None or same_file(ships, self.dataset))
 
     @property
     def own_samples(self) -> int:
@@ -391,6 +394,11 @@ def shown_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: "***" if SECRET.search(name) else value for name, value in arguments.items()}
 
 
+def without_userinfo(text: str) -> str:
+    """A text whose URLs have lost user and password: http://u:P@host/ becomes http://host/."""
+    return _USERINFO.sub("", text)
+
+
 def as_json(config: RunConfig) -> dict[str, Any]:
     """Every option by its long name, as result.json holds it."""
     plain = {field.name: getattr(config, field.name) for field in fields(config)}
@@ -405,5 +413,7 @@ def as_json(config: RunConfig) -> dict[str, Any]:
         "min_duration": None if milliseconds is None else milliseconds / 1000,
         "min_queries": config.settings.get("min_query_count"),
         "engine_arg": shown_arguments(config.engine_arg),
-        "engine_env": {name: "***" if SECRET.search(name) else value for name, value in config.engine_env.items()},
+        "engine_env": {
+            name: "***" if SECRET.search(name) else without_userinfo(value) for name, value in config.engine_env.items()
+        },
     }

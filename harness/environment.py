@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.config import SECRET
+from harness.config import SECRET, without_userinfo
 
 T = TypeVar("T")
 
@@ -32,8 +32,6 @@ PACKAGES = [
 _VARIABLES = re.compile(
     r"^(VLLM_|OMP_|MKL_|KMP_|CUDA_|NVIDIA_|NCCL_|HIP_|ROCR_|TPU_|PYTORCH_|TORCH_|HF_|LD_PRELOAD$|PYTHONHASH)"
 )
-
-_USERINFO = re.compile(r"(?<=://)[^/?#\s\"]*@")
 
 
 def describe() -> dict[str, Any]:
@@ -64,11 +62,6 @@ def variables(environment: Mapping[str, str]) -> dict[str, str]:
         for name in sorted(environment)
         if _VARIABLES.match(name) and not SECRET.search(name)
     }
-
-
-def without_userinfo(text: str) -> str:
-    """A text whose URLs have lost user and password: http://u:P@host/ becomes http://host/."""
-    return _USERINFO.sub("", text)
 
 
 def hardware(root: Path = Path("/")) -> dict[str, Any]:

@@ -285,7 +285,8 @@ def verify_audit(config: RunConfig) -> dict[str, Any]:
         verdict = compliance.verify(config.audit.name, config.output_dir, config.scenario, eos)
     except SetupError as error:
         return {"test": config.audit.name, "passed": None, "checks": {}, "why": [str(error)]}
-    compliance.save(verdict, config.output_dir)
+    if verdict.passed is not None:  # else a person's `compliance verify` writes it, with what decides it
+        compliance.save(verdict, config.output_dir)
     return verdict.as_json()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import __version__
-from harness.environment import without_userinfo
+from harness.config import without_userinfo
 from harness.submission.runs import Run
 from harness.submission.system import FILL
 from harness.submission.tree import REHEARSAL

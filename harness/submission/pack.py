@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.conf import default_file
-from harness.environment import without_userinfo
+from harness.config import without_userinfo
 from harness.results import ACCURACY, DETAIL
 from harness.submission import documents, tree
 from harness.submission.fields import STATUSES, SYSTEM_TYPES

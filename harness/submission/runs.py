@@ -6,60 +6,108 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
+
+import msgspec
 
 from harness import benchmarks
 from harness.benchmarks import Benchmark
 from harness.results import SUBMISSION, is_local, load
 from sut.errors import ConfigError, SetupError
 
-NULL = type(None)
-NUMBER = (int, float)
+Number = int | float
 
-# What packing reads of a result.json, and of which type; "?" marks what may be missing or null, "*" stands for each.
-_FORM: Mapping[str, Any] = {
-    "status": str,
-    "valid": bool,
-    "invalid_reasons": list,
-    "not_ready_reasons": list,
-    "scenario": str,
-    "mode": str,
-    "benchmark": str,
-    "audit?": str,
-    "accuracy": {"passed": (bool, NULL), "targets?": {"*": {"low?": NUMBER, "high?": NUMBER}}},
-    "compliance?": {"passed": (bool, NULL), "why": {"*": str}},
-    "replicas": list,
-    "retries": int,
-    "resumed?": int,
-    "client_limited": bool,
-    "metrics": {"samples_per_second": NUMBER, "tokens_per_second": NUMBER},
-    "failures": {"count": int},
-    "loadgen": {"version": (str, NULL), "verdict": (str, NULL)},
-    "files?": {"*": str},
-    "config": {
-        "model": str,
-        "dataset": str,
-        "backend": str,
-        "replicas": int,
-        "endpoint": {"*": str},
-        "dispatch": str,
-        "dtype": str,
-        "generation": dict,
-        "engine_arg": dict,
-        "engine_env?": dict,
-        "settings": {"*": NUMBER},
-        "chosen": {"*": str},
-    },
-    "environment": {
-        "machine": {"hostname": str, "cpu": (str, NULL), "memory_bytes": int, "system": str, "python": str},
-        "devices": {"*": {"name": str, "memory_bytes": int}},
-        "drivers?": dict,
-        "packages": dict,
-        "commit": (str, NULL),
-        "variables": {"*": str},
-        "engines?": {"*": dict},
-    },
-}
+
+class _Bounds(TypedDict, total=False):
+    low: Number | None
+    high: Number | None
+
+
+class _Accuracy(TypedDict):
+    passed: bool | None
+    targets: NotRequired[dict[str, _Bounds] | None]
+
+
+class _Compliance(TypedDict):
+    passed: bool | None
+    why: list[str]
+
+
+class _Metrics(TypedDict):
+    samples_per_second: Number
+    tokens_per_second: Number
+
+
+class _Failures(TypedDict):
+    count: int
+
+
+class _LoadGen(TypedDict):
+    version: str | None
+    verdict: str | None
+
+
+class _Config(TypedDict):
+    model: str
+    dataset: str
+    backend: str
+    replicas: int
+    endpoint: list[str]
+    dispatch: str
+    dtype: str
+    generation: dict[str, Any]
+    engine_arg: dict[str, Any]
+    engine_env: NotRequired[dict[str, Any] | None]
+    settings: dict[str, Number]
+    chosen: list[str]
+
+
+class _Machine(TypedDict):
+    hostname: str
+    cpu: str | None
+    memory_bytes: int
+    system: str
+    python: str
+
+
+class _Device(TypedDict):
+    name: str
+    memory_bytes: int
+
+
+class _Environment(TypedDict):
+    machine: _Machine
+    devices: list[_Device]
+    drivers: NotRequired[dict[str, Any] | None]
+    packages: dict[str, Any]
+    commit: str | None
+    variables: dict[str, str]
+    engines: NotRequired[dict[str, dict[str, Any]] | None]
+
+
+class _Result(TypedDict):
+    """What packing reads of a result.json."""
+
+    status: str
+    valid: bool
+    invalid_reasons: list[Any]
+    not_ready_reasons: list[Any]
+    scenario: str
+    mode: str
+    benchmark: str
+    audit: NotRequired[str | None]
+    accuracy: _Accuracy
+    compliance: NotRequired[_Compliance | None]
+    replicas: list[Any]
+    retries: int
+    resumed: NotRequired[int | None]
+    client_limited: bool
+    metrics: _Metrics
+    failures: _Failures
+    loadgen: _LoadGen
+    files: NotRequired[dict[str, str] | None]
+    config: _Config
+    environment: _Environment
 
 
 @dataclass(frozen=True)
@@ -176,31 +224,11 @@ def _parts(path: Path) -> list[str]:
 
 def _run(folder: Path, system: str | None, together: Path | None) -> Run:
     content = load(folder).content
-    if lacking := sorted(name for name in _FORM if name[-1] != "?" and name not in content):
-        raise SetupError(f"{folder}/result.json is no result of this harness: it lacks {', '.join(lacking)}.")
-    if (fault := _form_fault(content, _FORM)) is not None:
-        raise SetupError(f"{folder}/result.json is no result of this harness: {fault}; run it again.")
+    try:
+        msgspec.convert(content, _Result)
+    except msgspec.ValidationError as error:
+        raise SetupError(f"{folder}/result.json is no result of this harness: {error}; run it again.") from error
     scores = ((name, content["accuracy"].get(name)) for name in benchmarks.find(content["benchmark"]).targets)
     if odd := [name for name, score in scores if not isinstance(score, int | float | None)]:
         raise SetupError(f"{folder}/result.json is no result of this harness: accuracy.{odd[0]} is no number.")
     return Run(folder, content, system, together)
-
-
-def _form_fault(value: Any, form: Any, place: str = "") -> str | None:
-    """Where a value does not have a form (see _FORM), in words; None if it has."""
-    if not isinstance(form, Mapping):
-        return None if isinstance(value, form) else f"{place} is {json.dumps(value)[:60]}"
-    found = dict(enumerate(value)) if isinstance(value, list) and "*" in form else value
-    if not isinstance(found, Mapping):
-        return f"{place} is {json.dumps(value)[:60]}"
-    asked = dict.fromkeys(found, form["*"]) if "*" in form else form
-    for name, inner in asked.items():
-        key = name if "*" in form else name.removesuffix("?")
-        where = f"{place}.{key}".lstrip(".")
-        if key != name and found.get(key) is None:
-            continue
-        if key not in found:
-            return f"it lacks {where}"
-        if (fault := _form_fault(found[key], inner, where)) is not None:
-            return fault
-    return None

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from harness import environment
+from harness.config import without_userinfo
 
 SECRETS = {
     "MY_API_KEY": "s3cret",
@@ -41,7 +42,7 @@ def test_variables_that_change_engines_are_kept_and_the_rest_is_not() -> None:
     ],
 )
 def test_a_url_loses_its_password(text: str, clean: str) -> None:
-    assert environment.without_userinfo(text) == clean
+    assert without_userinfo(text) == clean
     assert environment.variables({"HF_ENDPOINT": text}) == {"HF_ENDPOINT": clean}
 
 

@@ -238,7 +238,10 @@ def test_a_compliance_test_may_ask_samples_of_its_own(tmp_path: Path, harness: R
     assert part(run, "TEST09").result["compliance"]["passed"] is True
     assert part(run, "TEST07").result["compliance"]["passed"] is None
     graded = ["--accuracy-script", "echo \"'exact_match': 70.0\" # {accuracy_log}"]
-    assert call("compliance", "verify", str(run.folder / "TEST07"), *graded).returncode == 0
+    folder = run.folder / "TEST07"
+    assert not (folder / "verify_accuracy.txt").exists(), "nothing has been decided"
+    assert call("compliance", "verify", str(folder), *graded, "--output", str(folder)).returncode == 0
+    assert "TEST PASS" in (folder / "verify_accuracy.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -554,7 +554,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], int, str]] = {
     "half a result": (
         file("accuracy/result.json", '{"format_version": 1}'),
         3,
-        "is no result of this harness: it lacks ",
+        "is no result of this harness: Object missing required field",
     ),
 }
 
@@ -706,14 +706,14 @@ def test_usage(name: str, real: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"accuracy": None}, "accuracy is null"),
-        ({"config": {}}, "it lacks config.model"),
-        ({"accuracy": {}}, "it lacks accuracy.passed"),
+        ({"accuracy": None}, "at `$.accuracy`"),
+        ({"config": {}}, "missing required field `model` - at `$.config`"),
+        ({"accuracy": {}}, "missing required field `passed` - at `$.accuracy`"),
         ({"accuracy": {"passed": True, "rouge1": "44"}}, "accuracy.rouge1 is no number"),
-        ({"environment": []}, "environment is []"),
-        ({"metrics": {"samples_per_second": None, "tokens_per_second": 1}}, "metrics.samples_per_second is null"),
-        ({"files": {"user.conf": 1}}, "files.user.conf is 1"),
-        ({"compliance": {"passed": None}}, "it lacks compliance.why"),
+        ({"environment": []}, "at `$.environment`"),
+        ({"metrics": {"samples_per_second": None, "tokens_per_second": 1}}, "at `$.metrics.samples_per_second`"),
+        ({"files": {"user.conf": 1}}, "at `$.files[...]`"),
+        ({"compliance": {"passed": None}}, "missing required field `why` - at `$.compliance`"),
     ],
 )
 def test_a_result_of_another_form_is_one_sentence(
@@ -723,7 +723,7 @@ def test_a_result_of_another_form_is_one_sentence(
     assert pack(real) == 3
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith(f"error: {real}/Server/accuracy/result.json is no result of this harness: {fault}")
+    assert lines[0].startswith(f"error: {real}/Server/accuracy/result.json is ") and fault in lines[0]
 
 
 # -- what MLCommons' graders decide -----------------------------------------------------------------------------------

@@ -20,11 +20,14 @@ _NEEDED = ("sample_index", "id", "output_tokens", "crc32")
 
 
 def read_rows(place: Path) -> dict[str, Any]:
-    """The columns that an earlier run saved: its directory, or the file itself. Raises SetupError."""
+    """The columns that an earlier run saved: its directory, that of a submission's runs, or the file itself. Raises
+    SetupError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = place / ROWS if place.is_dir() else place
+    if not path.exists() and (place / "accuracy" / ROWS).is_file():
+        path = place / "accuracy" / ROWS
     if not path.is_file():
         raise SetupError(f"{path} is not there: score that run first, with `accuracy {place} --output FOLDER`.")
     try:

@@ -97,9 +97,10 @@ def test_runs_of_different_datasets_are_not_compared(now: dict[str, Any], senten
 
 
 def test_rows_are_read_from_a_run_or_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "accuracy_samples.parquet"
+    path = tmp_path / "accuracy" / "accuracy_samples.parquet"
+    path.parent.mkdir()
     pq.write_table(pa.table(rows([1.0, 2.0])), path)
-    for place in (tmp_path, path):
+    for place in (path.parent, path, tmp_path):  # the last as `--mode submission` leaves it
         found = read_rows(place)
         assert found["id"] == ["q0", "q1"]
         assert found["rouge1"].tolist() == [1.0, 2.0]

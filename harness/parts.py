@@ -102,16 +102,18 @@ def proven_by(results: Mapping[str, RunResult]) -> dict[str, Any] | None:
 
 
 def why_not_ready(parts: Mapping[str, RunConfig], results: Mapping[str, RunResult]) -> list[str]:
-    """What keeps these runs out of a submission; empty if nothing does."""
+    """What keeps these runs out of a submission, each reason once, with the parts that have it."""
     reasons = [f"{name} was not run to its end" for name in parts if name not in results]
     if "accuracy" not in parts:
         row = next(iter(parts.values())).row
         reasons.append(
             f"accuracy asks other samples: run it by itself, --mode accuracy --dataset {row.file_in('accuracy')}"
         )
+    said: dict[str, list[str]] = {}
     for name, result in results.items():
-        reasons += [f"{name}: {reason}" for reason in result["not_ready_reasons"]]
-    return reasons
+        for reason in result["not_ready_reasons"]:
+            said.setdefault(reason, []).append(name)
+    return reasons + [f"{', '.join(names)}: {reason}" for reason, names in said.items()]
 
 
 def summary(config: RunConfig, parts: Mapping[str, RunConfig], results: Mapping[str, RunResult]) -> dict[str, Any]:

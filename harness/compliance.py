@@ -74,6 +74,10 @@ class Found(NamedTuple):
 def recognise(folder: Path, test: str | None = None, scenario: str | None = None, model: str | None = None) -> Found:
     """Which test's logs a folder holds: what is said, else what result.json says, else LoadGen's settings. Raises
     SetupError if they are no compliance test's."""
+    if not (folder / DETAIL).exists():
+        parts = [name for name in AUDITS if (folder / name / DETAIL).exists()]
+        hint = f": verify {folder / parts[0]}" if parts else ", which LoadGen leaves beside the accuracy log"
+        raise SetupError(f"there is no {DETAIL} in {folder}{hint}.")
     log = read_detail(folder / DETAIL)
     if result := find(folder):
         said = result.content

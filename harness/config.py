@@ -291,6 +291,24 @@ def refuse_odd_audits(row: Benchmark, mode: str, dataset: str | None) -> None:
         )
 
 
+def doubts(config: RunConfig, samples: int) -> list[str]:
+    """What of a configuration is allowed and most likely not meant, in sentences."""
+    rate = config.settings.get("target_qps")
+    if rate is not None or config.loadgen_scenario not in ("Server", "Offline"):
+        return []
+    if config.scenario == "Offline":
+        if config.mode == "accuracy":
+            return []
+        return [
+            "nobody has set --target-qps, the samples/s that you expect: LoadGen takes 1, and a system that is done "
+            "with them before min_duration gives an INVALID run."
+        ]
+    return [
+        f"nobody has set --target-qps: LoadGen offers its built-in 1 query/s, so {samples:,} samples take "
+        f"{samples / 3600:.1f} hours."
+    ]
+
+
 def loadgen_name(scenario: str) -> str:
     """LoadGen has no Interactive scenario: it is Server with the limits of another model key."""
     return "Server" if scenario == "Interactive" else scenario

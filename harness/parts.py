@@ -123,10 +123,17 @@ def summary(config: RunConfig, parts: Mapping[str, RunConfig], results: Mapping[
         "format_version": FORMAT_VERSION,
         "benchmark": config.benchmark,
         "scenario": config.scenario,
+        "status": status(parts, results),
         "submission_ready": not reasons,
         "not_ready_reasons": reasons,
         "runs": {name: name for name in results},
     }
+
+
+def status(parts: Mapping[str, RunConfig], results: Mapping[str, RunResult]) -> str:
+    """complete, or what the part was at which they ended."""
+    ended = next((str(result["status"]) for result in results.values() if result["status"] != "complete"), None)
+    return ended or ("complete" if results.keys() == parts.keys() else "interrupted")
 
 
 def exit_code(results: Mapping[str, RunResult]) -> int:

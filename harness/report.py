@@ -29,7 +29,10 @@ def as_text(result: RunResult, ready: bool = True) -> str:
     if resumed := result.content.get("resumed"):
         lines.append(f"  {resumed:,} answers were taken over from a test that was interrupted")
     if (result.folder / JOURNAL).exists():
-        lines.append(f"  the answers so far are kept: go on with --resume --output-dir {result.folder}")
+        lines.append(
+            f"  the answers so far are kept: --mode accuracy --resume --output-dir {result.folder} finishes them for a "
+            "look; a submission needs a whole run"
+        )
     lines += ["", readiness(result)] if ready else []
     lines.append(f"Files: {result.folder}/")
     return "\n".join(lines)

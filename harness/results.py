@@ -277,7 +277,7 @@ def _incomplete(config: RunConfig, log: Log, answered: Sequence[int] | None, tot
         # A compliance run is too short for LoadGen's early stopping: its own verifier says what it is worth.
         if log.verdict == "VALID" or (config.audit is not None and log.verdict is not None):
             return []
-        why = str(log.values.get("result_invalid_reason") or "").strip().replace("\n", " ")
+        why = why_invalid(log.values)
         return [f"LoadGen says {log.verdict or 'nothing'}{': ' + why if why else ''}"]
     counts = Counter(answered or ())
     reasons = []
@@ -286,6 +286,27 @@ def _incomplete(config: RunConfig, log: Log, answered: Sequence[int] | None, tot
     if twice := [index for index, count in counts.items() if count > 1]:
         reasons.append(f"{len(twice)} samples have more than one answer in LoadGen's log (first: {twice[0]})")
     return reasons
+
+
+_UNMET = {
+    "result_perf_constraints_met": "the latency limits are missed",
+    "result_min_duration_met": "the test is shorter than min_duration",
+    "result_min_queries_met": "it has fewer queries than min_query_count",
+    "early_stopping_met": "early stopping is not satisfied",
+}
+"""LoadGen's verdicts in part, and what it means that one is false (loadgen/results.cc)."""
+
+
+def why_invalid(values: Mapping[str, Any]) -> str:
+    """Why LoadGen says INVALID: its reason, which it gives in Offline only, or which of its conditions are not met."""
+    said = str(values.get("result_invalid_reason") or "").strip().replace("\n", " ")
+    if said:
+        return said.replace("Increase expected QPS", "Increase expected QPS (--target-qps)")
+    unmet = [text for key, text in _UNMET.items() if values.get(key) is False]
+    if values.get("early_stopping_met") is False:
+        needs = (str(values.get(f"early_stopping_{kind}_result") or "").strip() for kind in ("ttft", "tpot"))
+        unmet += [text.removeprefix("* ").replace("\n", " ") for text in needs if text]
+    return "; ".join(unmet)
 
 
 def not_ready_reasons(
@@ -412,7 +433,7 @@ def _logged(values: Mapping[str, Any], plain: str, percentile: str) -> dict[str,
 
 
 def _own_metrics(recorder: Recorder, duration: float) -> dict[str, Any]:
-    good = recorder.good()
+    good = recorder.good() & (recorder.column("attempts") > 0)  # what was taken over, nobody has measured
     latency, ttft = recorder.column("latency_s")[good], recorder.column("ttft_s")[good]
     tokens = recorder.column("output_tokens")[good]
     gaps = np.maximum(tokens - 1, 1)

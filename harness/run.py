@@ -236,6 +236,7 @@ def run_test(
                 scores, answered = score(config, system)
             except KeyboardInterrupt as reason:
                 facts = replace(facts, status="interrupted", stopped_by=f"{name_of(reason)}, while scoring")
+                scores = {"passed": None, "why": "scoring was interrupted"}
             ignore_signals()
         recorder.save(config.output_dir / "samples.parquet")
         result = results.conclude(

@@ -37,7 +37,12 @@ folders=()
 for scenario in "${scenarios[@]}"; do
   folder=$output/$scenario
   folders+=("$folder")
-  [ ! -e "$folder/submission.json" ] || { say "$folder is finished: not run again."; continue; }
+  if [ -e "$folder/submission.json" ]; then
+    grep -q '"status": "complete"' "$folder/submission.json" ||
+      fail 2 "$folder holds runs that did not come to their end: remove it, or choose another OUTPUT."
+    say "$folder is finished: not run again."
+    continue
+  fi
   own=$(tr '[:lower:]' '[:upper:]' <<<"$scenario")_OPTIONS
   read -ra options <<<"${!own:-}"
   harness run --mode submission --benchmark "$benchmark" --scenario "$scenario" --output-dir "$folder" \

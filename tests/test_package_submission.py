@@ -21,7 +21,9 @@ while [ $# -gt 0 ]; do
   shift
 done
 code=$(cat "$here/codes/$command" 2>/dev/null || echo 0)
-if [ "$command" = run ] && [ "$code" != 4 ]; then mkdir -p "$folder"; echo '{}' >"$folder/submission.json"; fi
+if [ "$command" = run ] && [ "$code" != 4 ]; then
+  mkdir -p "$folder"; echo '{"status": "complete"}' >"$folder/submission.json"
+fi
 exit "$code"
 """
 
@@ -83,6 +85,16 @@ def test_it_stops_at_the_first_failure_and_goes_on_from_there(project: Path) -> 
     code, said, calls = package(project)
     assert (code, len(calls)) == (0, 6), "finished scenarios are not run again"
     assert "out/Server is finished: not run again." in said
+
+
+def test_runs_that_were_interrupted_are_not_taken_for_finished(project: Path) -> None:
+    (project / "out/Offline").mkdir(parents=True)
+    (project / "out/Offline/submission.json").write_text('{"status": "interrupted"}')
+    code, said, calls = package(project)
+    assert (code, calls) == (2, [])
+    assert said[-1] == (
+        "error: out/Offline holds runs that did not come to their end: remove it, or choose another OUTPUT."
+    )
 
 
 def test_a_rehearsal_goes_on_below_the_target_and_ends_as_the_check_does(project: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from harness.cli.run import PATH, run_and_report, run_options
+from harness.cli.run import PATH, run_and_report, run_options, show_plan
 
 
 @click.group()
@@ -45,9 +45,10 @@ def plan(benchmark: str, output: Path | None) -> int:
 @run_options
 @click.option("--json", "as_json", is_flag=True, help="End stdout with the result as one line of JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--dry-run", is_flag=True, help="Resolve, check and print; start nothing.")
 @click.option("--debug", is_flag=True, help="Tracebacks instead of sentences.")
-def run_one(test: str, as_json: bool, quiet: bool, debug: bool, **options: Any) -> int:
-    """Run one TEST in performance mode and verify its log; takes the options of `run`.
+def run_one(test: str, as_json: bool, quiet: bool, dry_run: bool, debug: bool, **options: Any) -> int:
+    """Run one TEST that the benchmark asks for and verify its log; takes the options of a performance `run`.
 
     Exit code: 0 passed, 2 usage, 3 set-up or not decided here, 4 not valid, 5 not passed, 130 interrupted.
     """
@@ -59,12 +60,19 @@ def run_one(test: str, as_json: bool, quiet: bool, debug: bool, **options: Any) 
 
     raise_on_signals()
     one_of(test, AUDITS, "compliance test")
-    if options["mode"] != "performance" or options["audit_config"]:
-        raise ConfigError(
-            "a compliance test is a performance run with settings of its own: leave out --mode and --audit-config."
-        )
-    config, samples, tokenizer = check(as_audit(resolve(**options), test))
+    config = resolve(**options)
+    if test not in config.row.audits:
+        asks = " and ".join(config.row.audits) or "no compliance test"
+        raise ConfigError(f"{config.benchmark} asks for {asks}, not for {test}.")
+    config, samples, tokenizer = check(as_audit(config, test))
+    if dry_run:
+        return show_plan(config, samples, tokenizer, as_json)
     return run_and_report(config, samples, tokenizer, as_json, quiet)
+
+
+# What a compliance test is: a performance run with settings and samples of its own.
+_DECIDED = {"mode", "audit_config", "audit_dataset", "resume"}
+run_one.params = [option for option in run_one.params if option.name not in _DECIDED]
 
 
 @compliance.command()

@@ -59,7 +59,7 @@ _OPTIONS = [
                  help="performance, accuracy, or submission: both and the compliance tests."),
     click.option("--benchmark", default="demo", show_default=True, help="Whose rules hold; any other name lists them."),
     click.option("--model", help="Folder or hub id; the tokenizer comes from it.  [default: the benchmark's]"),
-    click.option("--dataset", help="JSONL of raw OpenOrca rows (id, system_prompt, question, response).  "
+    click.option("--dataset", help="JSONL, JSON, parquet, MLCommons' pickle or a hub id; raw rows or processed.  "
                                    "[default: the benchmark's]"),
     click.option("--audit-dataset", help="The samples of gpt-oss-120b's TEST07, in submission mode."),
     click.option("--backend", help="vllm (in this process), remote (behind HTTP) or echo (simulator).  "
@@ -83,10 +83,12 @@ _OPTIONS = [
                  help="auto (pull in Offline, else round-robin), pull, round-robin, least-outstanding, least-tokens, "
                       "power-of-two."),
     click.option("--max-in-flight", type=COUNT, help="Queries in flight per replica; further ones wait for it."),
-    click.option("--stream-interval", callback=interval, help="Tokens per frame after the first.  [default: all]"),
+    click.option("--stream-interval", callback=interval,
+                 help="Tokens per frame after the first.  [default: auto, as few frames as can be]"),
     click.option("--user-conf", type=EXISTING, help="LoadGen settings.  [default: the project's user.conf]"),
     click.option("--audit-config", type=EXISTING, help="LoadGen's audit file for a compliance run."),
-    click.option("--target-qps", type=float, help="Load that Server offers; Offline's estimate."),
+    click.option("--target-qps", type=float,
+                 help="Load that Server offers; the samples/s that Offline expects.  [LoadGen's own: 1]"),
     click.option("--min-duration", type=click.FloatRange(min=0), help="Seconds that the test lasts at least."),
     click.option("--min-queries", type=COUNT, help="Queries that the test has at least (Offline: samples)."),
     click.option("--samples", type=COUNT, help="Load only the first N of the dataset."),
@@ -117,13 +119,16 @@ def run_options(command: F) -> F:
 def run(as_json: bool, quiet: bool, dry_run: bool, debug: bool, **options: Any) -> int:
     """Run one LoadGen test.
 
-    Exit code: 0 all good, 2 usage, 3 set-up, 4 not valid, 5 accuracy below target, 130 interrupted.
+    Exit code: 0 all good or no target, 2 usage, 3 set-up or not decided here, 4 not valid, 5 accuracy or compliance
+    not met, 130 interrupted.
     """
-    from harness.config import resolve
+    from harness.config import doubts, resolve
     from harness.run import check, raise_on_signals
 
     raise_on_signals()
     config, samples, tokenizer = check(resolve(**options))
+    for doubt in doubts(config, len(samples)):
+        click.echo(f"warning: {doubt}", err=True)
     if dry_run:
         return show_plan(config, samples, tokenizer, as_json)
     return run_and_report(config, samples, tokenizer, as_json, quiet)

@@ -14,7 +14,7 @@ import pytest
 from harness import benchmarks, config
 from harness import conf as conf_files
 from harness.conf import Conf
-from harness.config import RunConfig, as_json, resolve
+from harness.config import RunConfig, as_json, doubts, resolve
 from sut.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -399,3 +399,18 @@ def test_the_rounds_values_are_what_loadgen_itself_has_built_in(model: str, scen
 def test_a_secret_among_engine_arguments_is_not_saved(name: str, hidden: bool) -> None:
     config = resolve(scenario="Offline", engine_arg={name: "precious"})
     assert as_json(config)["engine_arg"] == {name: "***" if hidden else "precious"}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"scenario": "Server"}, "LoadGen offers its built-in 1 query/s, so 24,576 samples take 6.8 hours."),
+        ({"scenario": "Server", "target_qps": 40.0}, None),
+        ({"scenario": "Offline"}, "nobody has set --target-qps, the samples/s that you expect"),
+        ({"scenario": "Offline", "mode": "accuracy"}, None),  # which knows how many samples it asks
+        ({"scenario": "Offline", "benchmark": "demo"}, None),  # whose row has a rate
+    ],
+)
+def test_a_rate_that_nobody_has_set_is_doubted(options: dict[str, Any], says: str | None) -> None:
+    found = doubts(resolve(**({"benchmark": "llama2-70b-99.9", "dataset": "d", "backend": "echo"} | options)), 24_576)
+    assert len(found) == (says is not None) and (says is None or says in found[0])

@@ -41,6 +41,7 @@ def test_every_part_is_a_run_of_its_own(submissions: dict[Any, Done], scenario: 
     assert run.code == 5, run.err  # the echo backend's answers are below the target
     summary = json.loads((run.folder / "submission.json").read_text())
     assert summary["runs"] == {"accuracy": "accuracy", "performance": "performance", "TEST06": "TEST06"}
+    assert summary["status"] == "complete"
     assert (summary["benchmark"], summary["scenario"], summary["submission_ready"]) == ("demo", scenario, False)
     assert json.loads(run.out.splitlines()[-1]) == summary | {"exit_code": 5}
     for name, mode, queries in (("accuracy", "AccuracyOnly", 1024), ("TEST06", "PerformanceOnly", 100)):
@@ -91,7 +92,8 @@ def call(*words: str) -> subprocess.CompletedProcess[str]:
     ("words", "code", "says"),
     [
         (["verify", "FOLDER/performance"], 3, "of no compliance test"),
-        (["verify", "FOLDER"], 3, "of no compliance test"),  # a folder without logs
+        (["verify", "FOLDER"], 3, "there is no mlperf_log_detail.txt in FOLDER: verify FOLDER/TEST06."),
+        (["run", "TEST09", "--scenario", "Offline"], 2, "demo asks for TEST06, not for TEST09."),
         (["verify", "FOLDER/TEST06", "--test", "TEST01"], 2, "TEST01 is no compliance test of a language model"),
         (["run", "TEST6", "--scenario", "Offline"], 2, "unknown compliance test 'TEST6' (nearest: TEST06)"),
         (["plan", "--benchmark", "llama"], 2, "unknown benchmark 'llama'"),
@@ -101,7 +103,7 @@ def test_a_mistake_is_one_sentence(submissions: dict[Any, Done], words: list[str
     folder = str(submissions["Offline"].folder)
     run = call("compliance", *[word.replace("FOLDER", folder) for word in words])
     assert (run.returncode, run.stdout) == (code, ""), run.stderr
-    assert says in run.stderr and run.stderr.count("\n") == 1
+    assert says.replace("FOLDER", folder) in run.stderr and run.stderr.count("\n") == 1
 
 
 def test_a_compliance_run_by_itself(tmp_path: Path) -> None:
@@ -139,6 +141,7 @@ def test_ctrl_c_leaves_the_parts_that_are_done(tmp_path: Path) -> None:
     _, err = run.communicate(timeout=30)
     assert run.returncode == 130, err
     summary = json.loads((out / "submission.json").read_text())
+    assert summary["status"] == "interrupted"
     assert summary["runs"] == {"accuracy": "accuracy", "performance": "performance"}
     assert "TEST06 was not run to its end" in summary["not_ready_reasons"]
     assert Done(130, "", err, out / "accuracy").result["valid"]

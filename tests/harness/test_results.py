@@ -478,3 +478,20 @@ def test_a_line_that_loadgen_would_not_write_ends_nothing(line: str, errors: int
     (tmp_path / "detail.txt").write_text(f"{line}\n{right}\n")
     log = results.read_detail(tmp_path / "detail.txt")
     assert (dict(log.values), len(log.errors)) == ({"b": 2}, errors)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"result_invalid_reason": " Increase expected QPS\nso it runs longer."},
+         "Increase expected QPS (--target-qps) so it runs longer."),
+        ({"result_perf_constraints_met": False, "early_stopping_met": True}, "the latency limits are missed"),
+        ({"result_min_duration_met": False, "result_min_queries_met": False},
+         "the test is shorter than min_duration; it has fewer queries than min_query_count"),
+        ({"early_stopping_met": False, "early_stopping_ttft_result": "* Run 299 more.\n"},
+         "early stopping is not satisfied; Run 299 more."),
+        ({}, ""),
+    ],
+)  # fmt: skip
+def test_why_loadgen_says_invalid(values: dict[str, Any], why: str) -> None:
+    assert results.why_invalid(values) == why

@@ -435,6 +435,8 @@ def test_an_interrupted_accuracy_test_goes_on_where_it_was(
     assert 100 <= resumed < 400
     assert run.result["replicas"][0]["queries"] == 400 - resumed, "nobody is asked twice"
     assert f"{resumed} answers were taken over from a test that was interrupted" in run.result["not_ready_reasons"]
+    served = 400 - resumed
+    assert run.result["metrics"]["samples_per_second"] == pytest.approx(served / run.result["duration_s"]), "its own"
     assert (out / "interrupted-1" / "mlperf_log_detail.txt").exists() and not (out / "answers.journal").exists()
     harness(*SLOWLY, "--output-dir", str(tmp_path / "whole"))
     assert answers_in(out) == answers_in(tmp_path / "whole")

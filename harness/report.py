@@ -43,6 +43,11 @@ def headline(result: RunResult) -> str:
     word = "VALID" if result["valid"] else "NOT VALID"
     if result["status"] != "complete":
         word += f" ({result['status']})"
+    compliance = result.content.get("compliance") or {"passed": None}
+    if result["valid"] and compliance["passed"] is False:
+        word += f", {compliance['test']} FAILED"
+    elif result["valid"] and result["mode"] == "accuracy" and result["accuracy"]["passed"] is False:
+        word += ", accuracy FAILED"
     return f"{what}: {word}"
 
 

@@ -151,7 +151,7 @@ def run_and_report(config: Any, samples: Any, tokenizer: Any, as_json: bool, qui
         return run_parts_and_report(config, samples, tokenizer, as_json, quiet)
     with Progress(quiet) as progress, open_sut(config, samples, tokenizer, progress) as system:
         result = run_test(config, system, progress)
-    say(report.as_text(result), result["valid"], report.as_json_line(result) if as_json else None)
+    say(report.as_text(result), result.exit_code == 0, report.as_json_line(result) if as_json else None)
     return result.exit_code
 
 

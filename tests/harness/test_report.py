@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from harness import report
 from harness.results import RunResult
 
@@ -176,3 +178,21 @@ def test_one_line_of_json_is_the_whole_result() -> None:
 
 def test_the_line_is_what_the_file_holds_also_for_what_is_no_number() -> None:
     assert report.as_json_line(RunResult({"lag": float("nan")}, Path())) == '{"lag": null}'
+
+
+@pytest.mark.parametrize(
+    ("changes", "headline"),
+    [
+        ({"mode": "accuracy", "accuracy": {"passed": False}}, "demo · Server · accuracy: VALID, accuracy FAILED"),
+        ({"mode": "accuracy", "accuracy": {"passed": None}}, "demo · Server · accuracy: VALID"),
+        ({"accuracy": {"passed": False}}, "demo · Server · performance: VALID"),  # shown by another run
+        (
+            {"audit": "TEST06", "compliance": {"test": "TEST06", "passed": False}},
+            "demo · Server · TEST06: VALID, TEST06 FAILED",
+        ),
+        ({"mode": "accuracy", "accuracy": {"passed": False}, "valid": False}, "demo · Server · accuracy: NOT VALID"),
+    ],
+)
+def test_the_first_line_is_the_verdict(changes: dict[str, Any], headline: str) -> None:
+    content = {"benchmark": "demo", "scenario": "Server", "mode": "performance", "status": "complete", "valid": True}
+    assert report.headline(RunResult(content | {"accuracy": {"passed": None}} | changes, Path())) == headline

@@ -23,7 +23,7 @@ from sut.query import TOKEN_DTYPE, Tokens
 
 DTYPES: dict[str, np.dtype[Any]] = {"int32": np.dtype("<i4"), "int64": np.dtype("<i8"), "float32": np.dtype("<f4")}
 
-_CUT = b"\n\n...\n\n"
+GAP = b"\n\n...\n\n"
 """What tools/submission/truncate_accuracy_log.py of mlcommons/inference puts in the place of all but both ends."""
 
 _PAIRS = 16
@@ -64,7 +64,7 @@ def read_entries(path: Path) -> list[Entry]:
     except msgspec.ValidationError as error:
         raise SetupError(f"{path} is not an accuracy log of LoadGen's: {error}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        if _CUT in content:
+        if GAP in content:
             raise SetupError(
                 f"{path} has been truncated to its first and last 4,096 bytes for a submission: score the original, "
                 "which truncate_accuracy_log.py left in its --backup folder (its SHA-256 stands in accuracy.txt)."

@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.answers import Entry, read_entries
+from harness.answers import DTYPES, Entry, read_entries
 from harness.audits import AUDITS, Audit
 from harness.conf import reported_differences
+from harness.config import loadgen_name
 from harness.results import ACCURACY, DETAIL, Log, find, read_detail
 from sut.errors import ConfigError, SetupError
 from sut.query import TOKEN_DTYPE
@@ -118,11 +119,11 @@ def run_faults(audit: Audit, scenario: str, log: Log) -> list[str]:
     faults = [f"LoadGen logged {len(log.errors)} errors; the first: {log.errors[0]}"] if log.errors else []
     if (mode := log.values.get("effective_test_mode")) != "PerformanceOnly":
         faults.append(f"LoadGen ran in mode {mode}, and {audit.name} is a performance run")
-    loadgen_scenario = "Server" if scenario == "Interactive" else scenario
-    if (ran := log.values.get("effective_scenario")) != loadgen_scenario:
-        faults.append(f"LoadGen ran the scenario {ran}, not {loadgen_scenario}")
+    ran_as = loadgen_name(scenario)
+    if (ran := log.values.get("effective_scenario")) != ran_as:
+        faults.append(f"LoadGen ran the scenario {ran}, not {ran_as}")
     else:
-        faults += reported_differences(audit.settings, loadgen_scenario, log.values)
+        faults += reported_differences(audit.settings, ran_as, log.values)
     return faults
 
 
@@ -161,12 +162,12 @@ def judge_tokens(entries: Sequence[Entry], scenario: str, eos: Collection[int], 
     return Verdict("TEST06", passed, checks, wrong, text)
 
 
-def token_faults(entry: Entry, scenario: str, eos: Collection[int]) -> list[tuple[str, str]]:
+def token_faults(entry: Entry, scenario: str, eos: Collection[int], dtype: str = "int32") -> list[tuple[str, str]]:
     """(check, fault) of one answer."""
-    size = TOKEN_DTYPE().itemsize
+    size = DTYPES[dtype].itemsize
     if len(entry.data) % size or len(entry.head) % size:
-        return [("sample_length", f"its {len(entry.data)} bytes are no row of int32 token ids")]
-    tokens, faults = np.frombuffer(entry.data, TOKEN_DTYPE), []
+        return [("sample_length", f"its {len(entry.data)} bytes are no row of {dtype} token ids")]
+    tokens, faults = np.frombuffer(entry.data, DTYPES[dtype]), []
     if entry.count != len(tokens) or not len(tokens):
         claims = "has no token count" if entry.count is None else f"claims {entry.count}"
         faults.append(("sample_length", f"it has {len(tokens)} tokens and {claims}"))

@@ -282,7 +282,7 @@ def verify_audit(config: RunConfig) -> dict[str, Any]:
     """The verdict on a compliance run that has come to its end, whose words go into the run's folder."""
     assert config.audit is not None
     try:
-        eos = compliance.eos_ids(find_model(config.model))
+        eos = compliance.eos_ids(find_model(config.model)) if config.audit.name == "TEST06" else frozenset()
         verdict = compliance.verify(config.audit.name, config.output_dir, config.scenario, eos)
     except SetupError as error:
         return {"test": config.audit.name, "passed": None, "checks": {}, "why": [str(error)]}

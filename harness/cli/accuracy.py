@@ -84,6 +84,7 @@ def accuracy(
     from harness.accuracy import evaluate, find_scope, read_log, refuse_foreign
     from harness.accuracy import worst as worst_samples
     from harness.drift import compare, read_rows
+    from harness.results import finite
 
     source = find_source(where, benchmark, dataset, model)
     before = read_rows(earlier) if earlier else None
@@ -107,12 +108,6 @@ def accuracy(
         extra = {"worst": low, "compare": changes, "written": written}
         click.echo(json.dumps(finite(about | verdict.as_json() | extra), allow_nan=False))
     return verdict.exit_code
-
-
-def finite(value: Any) -> Any:
-    from harness.results import finite as as_json_holds
-
-    return as_json_holds(value)
 
 
 # -- what is scored against what --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness.benchmarks import NAMES, SCENARIOS, Benchmark, Number, find
 from harness.conf import round_settings
+from harness.config import loadgen_name
 from harness.submission.tree import Scenario
 
 ROUND = "v6.1"
@@ -76,7 +77,7 @@ class Claim:
 
     @property
     def loadgen_scenario(self) -> str:
-        return "Server" if self.scenario == "Interactive" else self.scenario
+        return loadgen_name(self.scenario)
 
     @property
     def model_key(self) -> str:
@@ -97,5 +98,5 @@ def spelt(name: str) -> str | None:
 def claimed(place: Scenario, benchmark: str, scenario: str) -> Claim:
     """`benchmark` one of CHECKED, `scenario` one of SCENARIOS."""
     row = find(benchmark)
-    loadgen_scenario = "Server" if scenario == "Interactive" else scenario
+    loadgen_scenario = loadgen_name(scenario)
     return Claim(place, row, scenario, round_settings(row.model_key(scenario), loadgen_scenario))

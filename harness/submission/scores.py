@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from harness.answers import GAP
 from harness.benchmarks import Benchmark
 from harness.results import ACCURACY
 from harness.submission.claim import Claim
@@ -21,7 +22,7 @@ from harness.submission.form import AGAIN, says_audit
 from harness.submission.logs import DetailLog
 from harness.submission.performance import PASSED_OVER, check_identity
 from harness.submission.problem import Problem, clean, error, graded, note, warning
-from harness.submission.tree import GAP, KEPT, LONGEST, SCORES, truncated
+from harness.submission.tree import KEPT, LONGEST, SCORES, truncated
 
 CHECKER = "submission_checker, accuracy_check.py"
 TRUNCATE = "truncate_accuracy_log.py"

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.answers import GAP
 from harness.audits import AUDITS
 from harness.results import ACCURACY, DETAIL
 
@@ -37,7 +38,6 @@ REHEARSAL = "REHEARSAL"
 
 # How truncate_accuracy_log.py shortens the accuracy log, in bytes; a log below LONGEST counts as truncated.
 KEPT = 4096
-GAP = b"\n\n...\n\n"
 LONGEST = 10 * 1024
 
 

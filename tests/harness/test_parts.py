@@ -214,7 +214,7 @@ def roomy_model(folder: Path) -> str:
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(MODEL / name, folder)
-    (folder / "config.json").write_text('{"max_position_embeddings": 131072, "eos_token_id": 2}')
+    (folder / "config.json").write_text('{"max_position_embeddings": 131072}')
     return str(folder)
 
 

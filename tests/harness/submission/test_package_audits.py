@@ -54,33 +54,33 @@ from tests.harness.submission.spoil import (
         ("half a number", answered(lambda all: all[3].update(data=all[3]["data"][:-1])), "cannot be used"),
         ("an audit log cut off", cut(f"Server/TEST06/accuracy/{ANSWERS}", 0.5), "is cut off"),
         ("50 answers", answered(lambda all: all.__delitem__(slice(50, None))), "the audit logged 50 answers"),
-        ("two ends", answered(lambda all: longer(all[3], "01000000")), "more than one end-of-sequence"),
+        ("two ends", answered(lambda all: longer(all[3], "01000000")), "1 tokens follow the end-of-sequence id 1"),
         (
             "an end in the middle",
             answered(lambda all: longer(all[3], "0A000000")),
-            "an end-of-sequence stands in the middle",
+            "1 tokens follow the end-of-sequence id 1",
         ),
         (
             "a count that is not the answer's",
             answered(lambda all: all[0].update(token_count=1)),
-            "token_count is not the number of ids",
+            "it has 10 tokens and claims 1",
         ),
         (
             "a first token as float32",
             answered(lambda all: all[0].update(token_data="0000803F")),
-            "the first token reported is not the answer's",
+            "the answer does not begin with the first token that was reported",
         ),
         (
             "no first token",
             answered(lambda all: all[0].update(token_data="")),
-            "the first token reported is not the answer's",
+            "no first token was reported with its id",
         ),
         (
             "ids as int64",
             answered(
                 lambda all: all[0].update(data="00000000".join(re.findall("........", all[0]["data"])) + "00000000")
             ),
-            "token_count is not the number of ids",
+            "it has 20 tokens and claims 10",
         ),
         (
             "an id of no vocabulary",

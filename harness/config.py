@@ -408,8 +408,11 @@ def read_audit(path: Path) -> str:
 
 
 def shown_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Engine arguments as they may be shown and saved."""
-    return {name: "***" if SECRET.search(name) else value for name, value in arguments.items()}
+    """Engine arguments as they may be shown and saved, those within them too."""
+    return {
+        name: shown_arguments(value) if isinstance(value, Mapping) else "***" if SECRET.search(name) else value
+        for name, value in arguments.items()
+    }
 
 
 def without_userinfo(text: str) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness import __version__
-from harness.config import without_userinfo
+from harness.config import shown_arguments, without_userinfo
 from harness.submission.runs import Run
 from harness.submission.system import FILL
 from harness.submission.tree import REHEARSAL
@@ -60,8 +59,6 @@ _OPTIONS: Mapping[str, Any] = {
     "audit_config": None,
 }
 
-# Names of engine arguments whose values are secrets; limits such as max_num_batched_tokens are none.
-_SECRET_ARGUMENT = re.compile(r"(^|[_-])(token|key|secret|password|credentials?)$", re.IGNORECASE)
 # What stands in a command for what no result records.
 _HIDDEN = "***"
 
@@ -103,18 +100,11 @@ def _said(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [option] if value else []
     if isinstance(value, dict):
-        pairs = (f"{key}={_text(each, name == 'engine_env')}" for key, each in _shown(name, value).items())
+        pairs = (f"{key}={_text(each, name == 'engine_env')}" for key, each in shown_arguments(value).items())
         return [word for pair in pairs for word in (option, pair)]
     if isinstance(value, list):
         return [word for each in value for word in (option, str(each))]
     return [option, str(value)]
-
-
-def _shown(name: str, value: Any) -> Any:
-    """A value of that name, with what is secret in it hidden."""
-    if isinstance(value, dict):
-        return {key: _shown(key, each) for key, each in value.items()}
-    return _HIDDEN if isinstance(value, str) and _SECRET_ARGUMENT.search(name) else value
 
 
 def _text(value: Any, literal: bool) -> str:

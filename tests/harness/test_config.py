@@ -399,6 +399,8 @@ def test_the_rounds_values_are_what_loadgen_itself_has_built_in(model: str, scen
 def test_a_secret_among_engine_arguments_is_not_saved(name: str, hidden: bool) -> None:
     config = resolve(scenario="Offline", engine_arg={name: "precious"})
     assert as_json(config)["engine_arg"] == {name: "***" if hidden else "precious"}
+    within = resolve(scenario="Offline", engine_arg={"overrides": {name: "precious"}})
+    assert as_json(within)["engine_arg"] == {"overrides": {name: "***" if hidden else "precious"}}
 
 
 @pytest.mark.parametrize(

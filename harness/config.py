@@ -6,6 +6,7 @@ user.conf into the output directory; LoadGen reads that file, and is then held t
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -418,6 +419,25 @@ def shown_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def without_userinfo(text: str) -> str:
     """A text whose URLs have lost user and password: http://u:P@host/ becomes http://host/."""
     return _USERINFO.sub("", text)
+
+
+def as_arguments(options: Mapping[str, Any]) -> list[str]:
+    """The command line that gives these options, the keywords of `resolve`; what is None, False or empty is left
+    out."""
+    words: list[str] = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, Mapping):
+            for key, own in value.items():
+                words += [flag, f"{key}={own if isinstance(own, str) else json.dumps(own)}"]
+        elif isinstance(value, list | tuple):
+            for own in value:
+                words += [flag, str(own)]
+        elif value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            words += [flag, str(value)]
+    return words
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:

@@ -119,6 +119,16 @@ class Bridge:
         self._closed = True
 
 
+_latest: Run | None = None
+
+
+def settle() -> None:
+    """Wait for the end of the latest test: one that was stopped still issues until its schedule is over, and a process
+    has one LoadGen."""
+    if _latest is not None:
+        _latest.done.wait()
+
+
 class Run(threading.Thread):
     """One StartTest, on a thread of its own so that Ctrl-C reaches the main thread; `join` it, with a timeout."""
 
@@ -134,6 +144,12 @@ class Run(threading.Thread):
         self._audit = audit
         self.done = threading.Event()
         self.error: Exception | None = None
+
+    def start(self) -> None:
+        global _latest
+        assert _latest is None or _latest.done.is_set(), "LoadGen is still at an earlier test"
+        _latest = self
+        super().start()
 
     def run(self) -> None:
         _wake_on_time()

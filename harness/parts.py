@@ -15,7 +15,7 @@ from harness.config import AUDIT_FILE, RunConfig
 from harness.dataset import Samples, Tokenizer
 from harness.folder import prepare_folder
 from harness.progress import Progress
-from harness.results import SUBMISSION, RunResult
+from harness.results import SUBMISSION, RunResult, write_whole
 from harness.run import System, load_samples, run_test
 from sut.errors import SetupError
 
@@ -87,9 +87,7 @@ def run_parts(
         results[name] = run_test(part, own, progress, proven=proven_by(results))
         if results[name]["status"] != "complete":
             break
-    draft = config.output_dir / f"{SUBMISSION}.part"
-    draft.write_text(json.dumps(summary(config, parts, results), indent=1) + "\n")
-    draft.replace(config.output_dir / SUBMISSION)
+    write_whole(config.output_dir / SUBMISSION, json.dumps(summary(config, parts, results), indent=1) + "\n")
     return results
 
 

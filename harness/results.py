@@ -124,13 +124,17 @@ class RunResult:
 
     def save(self) -> None:
         """Write result.json, whole or not at all."""
-        path = self.folder / RESULT
-        draft = path.with_suffix(".json.part")
-        with draft.open("w") as file:
-            file.write(json.dumps(finite(self.content), indent=1, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        write_whole(self.folder / RESULT, json.dumps(finite(self.content), indent=1, allow_nan=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(f"{path.name}.part")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
 
 
 def finite(value: Any) -> Any:

@@ -110,12 +110,21 @@ def run_options(command: F) -> F:
     return command
 
 
+def talk_options(command: F) -> F:
+    """How a command tells what it does."""
+    for option in (
+        click.option("--debug", is_flag=True, help="Tracebacks instead of sentences."),
+        click.option("--dry-run", is_flag=True, help="Resolve, check and print; start nothing."),
+        click.option("--quiet", is_flag=True, help="No progress."),
+        click.option("--json", "as_json", is_flag=True, help="End stdout with the result as one line of JSON."),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
 @run_options
-@click.option("--json", "as_json", is_flag=True, help="End stdout with the result as one line of JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-@click.option("--dry-run", is_flag=True, help="Resolve, check and print; start nothing.")
-@click.option("--debug", is_flag=True, help="Tracebacks instead of sentences.")
+@talk_options
 def run(as_json: bool, quiet: bool, dry_run: bool, debug: bool, **options: Any) -> int:
     """Run one LoadGen test.
 

@@ -13,8 +13,9 @@ import pytest
 
 from harness import benchmarks, config
 from harness import conf as conf_files
+from harness.cli.run import run
 from harness.conf import Conf
-from harness.config import RunConfig, as_json, doubts, resolve
+from harness.config import RunConfig, as_arguments, as_json, doubts, resolve
 from sut.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -416,3 +417,22 @@ def test_a_secret_among_engine_arguments_is_not_saved(name: str, hidden: bool) -
 def test_a_rate_that_nobody_has_set_is_doubted(options: dict[str, Any], says: str | None) -> None:
     found = doubts(resolve(**({"benchmark": "llama2-70b-99.9", "dataset": "d", "backend": "echo"} | options)), 24_576)
     assert len(found) == (says is not None) and (says is None or says in found[0])
+
+
+def test_options_become_the_command_line_that_gives_them() -> None:
+
+    options = {
+        "scenario": "Server",
+        "replicas": 2,
+        "serve": True,
+        "insecure": False,
+        "model": None,
+        "endpoint": (),
+        "engine_arg": {"max_num_seqs": 64, "dtype": "float32", "enforce_eager": True},
+        "engine_env": {"A": "x=y"},
+        "min_duration": 2.5,
+    }
+    words = as_arguments(options)
+    with run.make_context("run", list(words)) as context:
+        read = context.params
+    assert {name: read[name] for name in options} == options

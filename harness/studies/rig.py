@@ -1,0 +1,148 @@
+"""How the points of a study are run: on one SUT that all of a scenario share, or each in a process of its own."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from harness import results
+from harness.benchmarks import Number
+from harness.config import RunConfig, as_arguments
+from harness.dataset import Samples, Tokenizer
+from harness.folder import prepare_folder
+from harness.progress import Progress
+from harness.results import RunResult
+from harness.run import System, open_sut, run_test
+from harness.studies.study import Study
+
+ENGINES = "engines"
+"""The folder of a study in which its engines' logs lie."""
+
+
+class Rig(AbstractContextManager["Rig"]):
+    """One SUT for all points of a scenario, brought up when the first point needs it: a study whose points are all done
+    starts nothing. After an abort the next point gets replicas that are started anew."""
+
+    def __init__(
+        self, study: Study, config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress: Progress
+    ) -> None:
+        self.study = study
+        self.config = config
+        self.samples = samples
+        self.progress = progress
+        self._tokenizer = tokenizer
+        self._stack = ExitStack()
+        self._system: System | None = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._system = None
+        self._stack.__exit__(kind, error, trace)
+
+    def point(
+        self, name: str, settings: Mapping[str, Number] | None = None, samples: Samples | None = None, **changes: Any
+    ) -> RunResult:
+        """A point's result: the saved one, or that of a run now. `settings` are LoadGen's keys that differ from the
+        rig's configuration, `changes` other fields; all points set the same keys, since LoadGen reads them once.
+
+        Raises KeyboardInterrupt when the run was interrupted, ConfigError and SetupError as `open_sut` does.
+        """
+        done = self.study.result(name)
+        if done is not None:
+            return done
+        config = replace(
+            self.config,
+            settings={**self.config.settings, **(settings or {})},
+            output_dir=self.study.fresh(name),
+            **changes,
+        )
+        system = self.system()
+        prepare_folder(config)
+        result = run_test(config, replace(system, samples=samples or self.samples), self.progress)
+        if result["status"] == "interrupted":
+            raise KeyboardInterrupt
+        if result["status"] != "complete":
+            self._take_down()
+        return result
+
+    def system(self) -> System:
+        """The SUT, up."""
+        if self._system is None:
+            own = replace(self.config, output_dir=self.study.folder / ENGINES)
+            self._system = self._stack.enter_context(open_sut(own, self.samples, self._tokenizer, self.progress))
+        return self._system
+
+    def _take_down(self) -> None:
+        """Stop the replicas; LoadGen first has to come to the end of its schedule, on which this SUT must answer."""
+        from harness import loadgen
+
+        self.progress.say("Waiting for LoadGen to end the test that was aborted …")
+        loadgen.settle()
+        self._system = None
+        self._stack.close()
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How a run in a process of its own ended: its result if it has one, its exit code, and what it said if not."""
+
+    result: RunResult | None
+    code: int
+    said: str
+
+
+def start_apart(options: Mapping[str, Any], folder: Path) -> subprocess.Popen[bytes]:
+    """Start `python -m harness run` with these options (the keywords of `resolve`); what it prints goes into its
+    folder, beside the command as a person would type it. Who starts it holds a Guard, or sees to its end."""
+    words = [sys.executable, "-m", "harness", "run", *as_arguments({**options, "output_dir": folder}), "--quiet"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "command.txt").write_text(shlex.join(["python", *words[1:]]) + "\n")
+    with (folder / "output.txt").open("wb") as out:
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+
+
+def finish_apart(process: subprocess.Popen[bytes], folder: Path) -> Apart:
+    """Wait for a run that was started apart. An interrupt is passed on to it, and raised once it has ended."""
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        stop_apart(process)
+        raise
+    return read_apart(code, folder)
+
+
+def read_apart(code: int, folder: Path) -> Apart:
+    lines = (folder / "output.txt").read_text(errors="replace").strip().splitlines()
+    said = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+    finished = (folder / results.RESULT).exists()
+    return Apart(results.load(folder) if finished else None, code, said.removeprefix("error: "))
+
+
+def stop_apart(process: subprocess.Popen[bytes]) -> None:
+    """End a run that was started apart, as Ctrl-C would, and wait for it; a terminal's Ctrl-C may have reached it
+    already, and a second one does no harm."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    process.wait()
+
+
+def run_apart(study: Study, name: str, options: Mapping[str, Any], progress: Progress) -> Apart:
+    """A point in a process of its own: the saved result, or that of a run now. Raises KeyboardInterrupt."""
+    done = study.result(name)
+    if done is not None:
+        return Apart(done, done.exit_code, "")
+    progress.say(f"{name} …")
+    folder = study.fresh(name)
+    apart = finish_apart(start_apart(options, folder), folder)
+    if apart.code == 130:
+        raise KeyboardInterrupt
+    return apart

@@ -355,7 +355,10 @@ def notes(asked: Sweep, rows: Sequence[Row], bounds: Mapping[str, float]) -> lis
     """What a reader must know beside the table."""
     said = ["knee: the most throughput per latency; per token: mean latency of a query over its output / all tokens."]
     if not any(row["itl_p99_s"] for row in rows):
-        said.append("Inter-token latency is not known: --stream-interval 1 measures it where a replica sends frames.")
+        said.append(
+            "TPOT is a query's mean time per token after the first. The time between two tokens is not known: "
+            "--stream-interval 1 measures it on engines in this process."
+        )
     elif (share := min(row["itl_known_share"] or 1.0 for row in rows)) < 0.99:
         said.append(f"Inter-token latency is known for {share:.0%} of the tokens or more: others shared a frame.")
     if asked.closed:

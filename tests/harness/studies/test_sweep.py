@@ -255,7 +255,7 @@ def test_the_findings_name_the_knee_the_most_and_the_highest_valid() -> None:
     assert "client-limited: the harness itself was in the way there" in text
     assert "8 queries/s: LoadGen says INVALID: the latency limits are missed" in text
     assert "16 queries/s: 3 of 512 queries failed" in text
-    assert "Inter-token latency is not known" in text
+    assert "The time between two tokens is not known" in text
     assert [one["mark"] for one in found.rows] == ["", "client-limited", "knee", "", "not measured"]
     assert found.extra == {"axis": "rates", "knee": 4, "limits": {"ttft": 2.0, "tpot": 0.2}}
 

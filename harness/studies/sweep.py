@@ -33,7 +33,7 @@ LONGEST = 60.0
 """Seconds of a point by default, where the benchmark's own tests last longer: a curve is no submission."""
 
 RATE_QUERIES = 512
-"""Queries of a rate by default: below 459 LoadGen's early stopping calls no test VALID (facts of its 99 % limits)."""
+"""Queries of a rate by default: of fewer than 459, LoadGen calls none VALID (loadgen/early_stopping.cc, 99 %)."""
 
 LOOP_SECONDS, LOOP_QUERIES, PER_PLACE = 30.0, 64, 10
 """A closed loop by default: the seconds aimed at, the queries at least, and at least so many for each one in flight:
@@ -42,7 +42,7 @@ its beginning and its end, with fewer in flight, then weigh little."""
 MOST_QUERIES = 5_000_000
 """LoadGen makes all queries of a test beforehand, some 200 bytes each."""
 
-MOST_POINTS, STEP, DOWN = 16, 2.0, 4.0
+MOST_POINTS, USUAL_POINTS, STEP, DOWN = 16, 10, 2.0, 4.0
 """`auto`: at most so many points, each twice the load of the last; where the first is too much, a quarter of it."""
 
 FEWEST = 3
@@ -116,10 +116,11 @@ def plan(
 def announce(asked: Sweep) -> str:
     """What will be done, and how long it will take as far as it is known."""
     if asked.loads is None:
-        first = "" if asked.closed else f", the first {clock(max(asked.seconds, asked.queries / asked.start))}"
+        loads = [asked.start * STEP**step for step in range(USUAL_POINTS)]
+        whole = sum(asked.seconds if asked.closed else max(asked.seconds, asked.queries / load) for load in loads)
         return (
             f"Points from {asked.start:g} {asked.unit} on, each twice the last, until throughput no longer grows: "
-            f"{clock(asked.seconds)} each or more{first}."
+            f"{clock(asked.seconds)} each or more; if it takes {USUAL_POINTS}, about {clock(whole)} in all."
         )
     points = f"{len(asked.loads)} point{'s' * (len(asked.loads) > 1)}"
     if asked.closed:

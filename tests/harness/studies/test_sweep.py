@@ -220,8 +220,8 @@ def test_what_it_will_take_is_said_beforehand() -> None:
     assert announce(asked) == "2 points, about 30 s each: about 1:00."
     asked, _ = plan(echo(), None, None, None)
     assert announce(asked) == (
-        "Points from 5 queries/s on, each twice the last, until throughput no longer grows: 10 s each or more, the "
-        "first 1:42."
+        "Points from 5 queries/s on, each twice the last, until throughput no longer grows: 10 s each or more; if "
+        "it takes 10, about 4:12 in all."
     )
 
 

@@ -175,7 +175,7 @@ def next_load(asked: Sweep, rows: Sequence[Row]) -> float | None:
     lowest, highest = rows[0], rows[-1]
     if not asked.closed and overloaded(lowest) and lowest["load"] > asked.start / DOWN**3:
         return float(lowest["load"] / DOWN)
-    if not saturated(rows):
+    if not saturated(rows, asked.closed):
         return float(highest["load"] * STEP)
     found = between(asked, rows)
     few = sum(row["measured"] for row in rows) < FEWEST and highest["measured"]
@@ -190,8 +190,9 @@ def overloaded(row: Row) -> bool:
     return bool(row["samples_per_second"] < 0.9 * served)
 
 
-def saturated(rows: Sequence[Row]) -> bool:
-    """Whether the highest point lies beyond saturation, or so far that queries fail."""
+def saturated(rows: Sequence[Row], closed: bool) -> bool:
+    """Whether the highest point lies beyond saturation, or so far that queries fail: twice the load has brought hardly
+    more and taken longer, or both rates were more than what was served (that, noise cannot hide)."""
     last = rows[-1]
     if not last["measured"]:
         return True
@@ -200,7 +201,8 @@ def saturated(rows: Sequence[Row]) -> bool:
         return False
     grown = last["samples_per_second"] / half[-1]["samples_per_second"]
     slower = last["latency_mean_s"] / half[-1]["latency_mean_s"]
-    return bool(grown < GROWTH and slower > SLOWER)
+    both = not closed and overloaded(half[-1]) and overloaded(last)
+    return both or bool(grown < GROWTH and slower > SLOWER)
 
 
 def between(asked: Sweep, rows: Sequence[Row]) -> float | None:

@@ -28,6 +28,8 @@ class Responder(Protocol):
 class Work:
     """What one test asks of the SUT: the prompts by sample index, how to answer, and who hears of it; then its books.
     `known` are answers by sample index that an earlier part of the same test has brought, and that nobody is asked for.
+    `pulse` is called on the loop with this work and the moment: at the first callback, each second from then on, and
+    once more at the end.
 
     `began` and `ended` are the first callback and the end of the last answer, `cpu_*` the CPU time of the loop then.
     `failures` and `retries` count by kind, `failed_on` the failures for good by replica. `loop_lags` are how late a
@@ -40,6 +42,7 @@ class Work:
     max_tokens: int
     responder: Responder
     known: Mapping[int, Tokens] = field(default_factory=dict)
+    pulse: Callable[[Work, float], None] | None = None
     began: float = 0.0
     ended: float = 0.0
     cpu_began: float = 0.0

@@ -41,12 +41,12 @@ Write = Callable[[str, "Mapping[str, float] | str"], None]
 
 @dataclass(frozen=True)
 class Asked:
-    """What to read: servers' metrics URLs by source; devices by name (None: all that there are), unless the replicas
-    are elsewhere; the memory of the process that is the client."""
+    """What to read: servers' metrics URLs by source; devices by name (None: all that there are), or why none of this
+    machine's is of interest; the memory of the process that is the client."""
 
     servers: Mapping[str, str] = field(default_factory=dict)
-    local: bool = True
     devices: Sequence[str] | None = None
+    deviceless: str | None = None
     pid: int = field(default_factory=os.getpid)
     ca_file: str | None = None
     insecure: bool = False
@@ -171,7 +171,7 @@ def read_machine(asked: Asked, write: Write, first: threading.Event, stop: threa
     """Devices, the host and the client's memory, until `stop` and then once more."""
     from harness.devices import find_devices
 
-    devices, why = find_devices(asked.devices) if asked.local else ([], "the replicas run on other hosts")
+    devices, why = ([], asked.deviceless) if asked.deviceless else find_devices(asked.devices)
     if why is not None:
         write("gpu", why)
     busy = Busy()

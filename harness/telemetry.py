@@ -176,7 +176,7 @@ class Telemetry(AbstractContextManager["Telemetry"]):
         except OSError as error:
             rows = 0
             absent.append({"sources": [FILE], "why": f"it cannot be written: {error.strerror or error}"})
-        return summarise(lines, absent, refused, rows, self._replicas, self._config, facts)
+        return summarise(lines, absent, refused, rows, self._replicas, facts)
 
 
 # -- before the test --------------------------------------------------------------------------------------------------
@@ -188,12 +188,18 @@ def what_to_read(config: RunConfig, replicas: Sequence[Replica]) -> Asked:
         replica.name: replica.backend.metrics_url for replica in replicas if isinstance(replica.backend, Scraped)
     }
     given = [str(name) for replica in replicas for name in replica.backend.facts.get("devices", ())]
-    return Asked(servers, runs_here(config), given or None, ca_file=config.ca_file, insecure=config.insecure)
+    deviceless = None if given else why_deviceless(config)
+    return Asked(servers, given or None, deviceless, ca_file=config.ca_file, insecure=config.insecure)
 
 
-def runs_here(config: RunConfig) -> bool:
-    """Whether all replicas run on this machine."""
-    return all(is_local(url) for url in config.endpoint)
+def why_deviceless(config: RunConfig) -> str | None:
+    """Why replicas that were given no device use none of this machine's; None: they may use any of them."""
+    if config.backend == "echo":
+        return "the echo backend is a rehearsal and has no device"
+    if config.serve or config.backend == "vllm":
+        return "the engines run on processors"
+    elsewhere = [url for url in config.endpoint if not is_local(url)]
+    return f"{elsewhere[0]} is on another host" if elsewhere else None
 
 
 def replica_row(replica: Replica) -> tuple[float, ...]:
@@ -324,7 +330,6 @@ def summarise(
     refused: Mapping[str, Sequence[str]],
     rows: int,
     replicas: Sequence[Replica],
-    config: RunConfig,
     facts: Facts,
 ) -> dict[str, Any]:
     """What result.json holds of all this; energies in joules."""
@@ -351,11 +356,11 @@ def summarise(
         "absent": list(absent),
         "missed": missed,
         "series": series,
-        **energy(lines, config, facts),
+        **energy(lines, facts),
     }
 
 
-def energy(lines: Lines, config: RunConfig, facts: Facts) -> dict[str, Any]:
+def energy(lines: Lines, facts: Facts) -> dict[str, Any]:
     """Joules that the devices took from the test's first callback to its last answer, and per token of right answers;
     or else why that is not known. What is not a device (processors, memory, fans, the network) is not in it."""
     tokens = sum(replica.tokens for replica in facts.replicas)
@@ -363,9 +368,7 @@ def energy(lines: Lines, config: RunConfig, facts: Facts) -> dict[str, Any]:
     taken = {device: joules(lines, device, facts.duration) for device in devices}
     untold = [device for device, amount in taken.items() if amount is None]
     total, why = None, None
-    if config.backend == "echo":
-        why = "the echo backend is a rehearsal: no device answered"
-    elif not devices:
+    if not devices:
         why = "no device was heard"
     elif untold:
         why = f"{', '.join(untold)} did not say how much power it took over the whole test"

@@ -90,9 +90,7 @@ def test_the_engines_count_the_tokens_that_were_answered(
         assert told.last()["prompt_tokens"] == own.input_tokens.sum()
         assert told.max()["running"] > 0 and told.last()["running"] == 0
         assert 0 < told.max()["kv_cache_usage"] <= 1
-    assert load(folder)["telemetry"]["absent"] == [
-        {"sources": ["gpu"], "why": load(folder)["telemetry"]["absent"][0]["why"]}
-    ]
+    assert [entry["sources"] for entry in load(folder)["telemetry"]["absent"]] in ([], [["gpu"]])
 
 
 # -- accuracy ---------------------------------------------------------------------------------------------------------

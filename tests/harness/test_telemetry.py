@@ -163,8 +163,7 @@ COUNTED = line(*((t - 0.5, 100.0 * (t - 0.5)) for t in range(12)))
     ],
 )  # fmt: skip
 def test_energy_of_ten_seconds_at_100_watts(lines: Any, joules: float | None, of: list[str], why: str | None) -> None:
-    found = telemetry.energy(lines, config(), FACTS)
-    assert found == {
+    assert telemetry.energy(lines, FACTS) == {
         "energy_j": None if joules is None else pytest.approx(joules),
         "energy_j_per_token": None if joules is None else pytest.approx(joules / 500),
         "energy_of": of,
@@ -175,13 +174,8 @@ def test_energy_of_ten_seconds_at_100_watts(lines: Any, joules: float | None, of
 def test_energy_of_no_token_and_of_no_time() -> None:
     lines = {("gpu-0", "power_w"): STEADY}
     silent = replace(FACTS, replicas=[])
-    assert telemetry.energy(lines, config(), silent)["energy_j_per_token"] is None
-    assert telemetry.energy(lines, config(), replace(FACTS, duration=0.0))["energy_j"] is None
-
-
-def test_a_rehearsal_has_no_energy() -> None:
-    found = telemetry.energy({("gpu-0", "power_w"): STEADY}, config(backend="echo"), FACTS)
-    assert (found["energy_j"], found["energy_why"]) == (None, "the echo backend is a rehearsal: no device answered")
+    assert telemetry.energy(lines, silent)["energy_j_per_token"] is None
+    assert telemetry.energy(lines, replace(FACTS, duration=0.0))["energy_j"] is None
 
 
 # -- who was not heard, and what is asked ------------------------------------------------------------------------------
@@ -226,16 +220,23 @@ def test_what_is_asked_for() -> None:
         Engine(metrics_url="http://h:1/metrics", facts={"devices": ["0", "1"]}), Engine(facts={"devices": ["2"]})
     )
     asked = telemetry.what_to_read(config(), served)
-    assert (asked.servers, asked.local, asked.devices) == ({"r-0": "http://h:1/metrics"}, True, ["0", "1", "2"])
+    assert (asked.servers, asked.devices) == ({"r-0": "http://h:1/metrics"}, ["0", "1", "2"])
+    assert asked.deviceless is None
 
 
 @pytest.mark.parametrize(
-    ("endpoints", "local"),
-    [(["http://127.0.0.1:1", "http://localhost:2"], True), (["http://localhost:1", "http://gpu-box:8000"], False)],
+    ("options", "why"),
+    [
+        ({"endpoint": ["http://127.0.0.1:1", "http://localhost:2"]}, None),  # they may use any device of this machine
+        ({"endpoint": ["http://localhost:1", "http://box:8000"]}, "http://box:8000 is on another host"),
+        ({"serve": True}, "the engines run on processors"),
+        ({"backend": "vllm"}, "the engines run on processors"),
+        ({"backend": "echo"}, "the echo backend is a rehearsal and has no device"),
+    ],
 )
-def test_devices_of_other_hosts_are_not_here(endpoints: list[str], local: bool) -> None:
-    asked = telemetry.what_to_read(config(backend="remote", endpoint=endpoints), replicas(Engine()))
-    assert (asked.local, asked.devices) == (local, None)
+def test_replicas_that_were_given_no_device(options: dict[str, Any], why: str | None) -> None:
+    asked = telemetry.what_to_read(resolve(scenario="Offline", **options), replicas(Engine()))
+    assert (asked.devices, asked.deviceless) == (None, why)
 
 
 # -- the loop's rows --------------------------------------------------------------------------------------------------

@@ -75,6 +75,7 @@ class RunConfig:
     audit_dataset: str | None
     samples: int | None
     resume: bool
+    no_telemetry: bool
     user_conf: str | None
     audit_config: str | None
     audit_text: str | None
@@ -148,6 +149,7 @@ def resolve(
     audit_dataset: str | None = None,
     samples: int | None = None,
     resume: bool = False,
+    no_telemetry: bool = False,
     user_conf: Path | None = None,
     audit_config: Path | None = None,
     target_qps: float | None = None,
@@ -215,6 +217,7 @@ def resolve(
         audit_dataset=audit_dataset,
         samples=samples,
         resume=resume,
+        no_telemetry=no_telemetry,
         user_conf=str(conf_path) if conf_path else None,
         audit_config=str(audit_config) if audit_config else None,
         audit_text=read_audit(audit_config) if audit_config else None,

@@ -96,6 +96,8 @@ _OPTIONS = [
     click.option("--min-queries", type=COUNT, help="Queries that the test has at least (Offline: samples)."),
     click.option("--samples", type=COUNT, help="Load only the first N of the dataset."),
     click.option("--resume", is_flag=True, help="Go on with the interrupted accuracy test in --output-dir."),
+    click.option("--no-telemetry", is_flag=True,
+                 help="No timeline.parquet: replicas, devices and the client are not read each second."),
     click.option("--first-token-timeout", type=SECONDS, help="Seconds until a query without a first token has failed."),
     click.option("--stall-timeout", type=SECONDS, default=300.0, show_default=True,
                  help="Seconds without any progress until a test is aborted; with --stream-interval also per answer."),

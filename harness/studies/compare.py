@@ -40,7 +40,7 @@ def as_findings(found: Comparison) -> Findings:
     rows = [as_row(row) for row in found.rows]
     if history:
         rows = history_rows(found)
-        spec = forest.trend(points(found), "Releases in order", title(found))
+        spec = forest.trend(points(found), "Releases in order", title(found), found.asked.margin)
     else:
         judged = [row for row in rows if row["judged"]]
         names = f"{found.releases[1].name} against {found.releases[0].name}"

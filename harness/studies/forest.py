@@ -57,35 +57,36 @@ def shade(margin: float) -> Spec:
     }
 
 
-def trend(rows: Rows, title: str, subtitle: str) -> Spec:
+def trend(rows: Rows, title: str, subtitle: str, margin: float) -> Spec:
     """A panel for each figure: its value release by release with the interval of its repeats, coloured by the verdict
     against the first."""
     named = list(dict.fromkeys(row["figure"] for row in rows))
     hue = colour("verdict", "against the first", scale=hues(row["verdict"] for row in rows))
     order: Spec = {"sort": None, "axis": {"labelAngle": 0, "labelLimit": 120}}
     across = x("release", "", "ordinal", **order)
-    up: Spec = {"scale": {"zero": False}}
-    panels = [
-        panel(
-            [row for row in rows if row["figure"] == name],
-            [
-                {"mark": {"type": "line", "color": "#cccccc"}, "encoding": across | y("value", "", **up)},
-                {
-                    "transform": [{"filter": "isValid(datum.low)"}],
-                    "mark": {"type": "rule", "strokeWidth": 3},
-                    "encoding": across | y("low", "", **up) | {"y2": {"field": "high"}} | hue,
-                },
-                dots(across, y("value", "", **up), hue, size=90, opacity=1),
-            ],
-            name,
-            width=340,
-            height=170,
-        )
-        for name in named
-    ]
+    panels = []
+    for name in named:
+        own = [row for row in rows if row["figure"] == name]
+        up: Spec = {"scale": {"domain": span(own, margin), "nice": True}}
+        way = {"mark": {"type": "line", "color": "#cccccc"}, "encoding": across | y("value", "", **up)}
+        bars = {
+            "transform": [{"filter": "isValid(datum.low)"}],
+            "mark": {"type": "rule", "strokeWidth": 3},
+            "encoding": across | y("low", "", **up) | {"y2": {"field": "high"}} | hue,
+        }
+        layers = [way, bars, dots(across, y("value", "", **up), hue, size=90, opacity=1)]
+        panels.append(panel(own, layers, name, width=340, height=170))
     return stack(
         panels, title, f"{subtitle}; 95 % intervals of each release's own repeats", columns=min(2, len(panels))
     )
+
+
+def span(rows: Rows, margin: float) -> list[float]:
+    """What a panel shows: all intervals, and at least twice the margin around the first value, so that nothing looks
+    large because everything else stands still."""
+    first = rows[0]["value"]
+    values = [row[key] for row in rows for key in ("value", "low", "high") if row[key] is not None]
+    return [min([*values, first - 2 * margin * abs(first)]), max([*values, first + 2 * margin * abs(first)])]
 
 
 def hues(verdicts: Any) -> dict[str, list[str]]:

@@ -74,7 +74,7 @@ def trend(rows: Rows, title: str, subtitle: str, margin: float) -> Spec:
             "mark": {"type": "rule", "strokeWidth": 3},
             "encoding": across | y("low", "", **up) | {"y2": {"field": "high"}} | hue,
         }
-        layers = [way, bars, dots(across, y("value", "", **up), hue, size=90, opacity=1)]
+        layers: list[Spec] = [way, bars, dots(across, y("value", "", **up), hue, size=90, opacity=1)]
         panels.append(panel(own, layers, name, width=340, height=170))
     return stack(
         panels, title, f"{subtitle}; 95 % intervals of each release's own repeats", columns=min(2, len(panels))

@@ -119,14 +119,14 @@ def _named(place: str) -> tuple[str | None, Path]:
 
 def _distinct(names: Sequence[str | None], paths: Sequence[Path]) -> list[str]:
     """A name for each: the given one, else as much of the end of its path as tells it from the others."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [path.resolve().parts[1:] for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         found = [name or "/".join(part[-length:]) for name, part in zip(names, parts, strict=True)]
         if len(set(found)) == len(found):
             return found
     if len({name for name in names if name}) < len([name for name in names if name]):
         raise ConfigError("two releases have one name: give each its own with NAME=DIR.")
-    return [f"{name} ({place})" for place, name in enumerate(found, 1)]
+    return [f"{name or path.name} ({place})" for place, (name, path) in enumerate(zip(names, paths, strict=True), 1)]
 
 
 def read_release(name: str, place: Path) -> Release:

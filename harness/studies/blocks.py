@@ -42,28 +42,30 @@ Places = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Samples:
-    """One run's good rows. `asked`: sample indices in the order issued; the rest in that order, except `tokens` and
-    `ended`, which are in the order of completion. Seconds from the first callback; NaN where there is no such time."""
+    """One run's good rows in the order issued, in Offline in that of completion. `asked`: sample indices; `ended`: when
+    this query and all before it had their answers, from the first callback. Seconds; NaN where there is no such time."""
 
     asked: npt.NDArray[np.int64]
     times: Mapping[str, Floats]
     """ttft_s, tpot_s and latency_s."""
     tokens: Floats
     ended: Floats
+    scheduled: bool
+    """Whether LoadGen's schedule says when queries come, and so how many there are in a second."""
 
     @classmethod
-    def of(cls, columns: Mapping[str, npt.NDArray[Any]], offline: bool) -> Samples:
+    def of(cls, columns: Mapping[str, npt.NDArray[Any]], scenario: str) -> Samples:
         """From the columns of samples.parquet. Offline issues all at once: there the order is that of completion."""
         issued, latency, ttft = (np.asarray(columns[name], np.float64) for name in ("issued_s", "latency_s", "ttft_s"))
         tokens = np.asarray(columns["output_tokens"], np.float64)
         times = {"ttft_s": ttft, "tpot_s": (latency - ttft) / np.maximum(tokens - 1, 1), "latency_s": latency}
-        ends = np.argsort(issued + latency, kind="stable")
-        order = ends if offline else np.argsort(issued, kind="stable")
+        order = np.argsort(issued + latency if scenario == "Offline" else issued, kind="stable")
         return cls(
             asked=np.asarray(columns["sample_index"], np.int64)[order],
             times={name: values[order] for name, values in times.items()},
-            tokens=tokens[ends],
-            ended=(issued + latency)[ends],
+            tokens=tokens[order],
+            ended=np.maximum.accumulate((issued + latency)[order]),
+            scheduled=scenario in ("Server", "Interactive"),
         )
 
     @property
@@ -153,7 +155,11 @@ def percentiles(values: Floats, place: Places, blocks: int) -> dict[str, Floats]
 
 
 def rates(run: Samples) -> dict[str, Floats]:
-    """Tokens and samples per second in each draw: a block is so many completions, and the time they took."""
+    """Tokens and samples per second in each draw: a block is so many answers, and the time until all were there. None
+    where queries come by a schedule: there one slow answer lengthens a block and shortens the next, and the rate is that
+    of the schedule."""
+    if run.scheduled:
+        return {}
     place, drawn = block_of(len(run.ended), run.blocks), draws(run.blocks)
     seconds = drawn @ np.bincount(place, np.diff(run.ended, prepend=0.0), run.blocks)
     if not (seconds > 0).all():

@@ -31,7 +31,7 @@ SCORE_MARGIN = 0.1
 """The same for a score, in points: the step between MLPerf's 99.9 % targets and their references."""
 
 HEADLINE: Mapping[str, Sequence[str]] = {
-    "Offline": ("tokens_per_second", "joules_per_token"),
+    "Offline": ("tokens_per_second", "energy_j_per_token"),
     "": (
         "tokens_per_second",
         "ttft_s.p50",
@@ -40,7 +40,7 @@ HEADLINE: Mapping[str, Sequence[str]] = {
         "tpot_s.p99",
         "latency_s.p50",
         "latency_s.p99",
-        "joules_per_token",
+        "energy_j_per_token",
     ),
 }
 """What is judged unless other figures are named, by scenario. In Offline a latency is a place in the queue."""

@@ -35,7 +35,7 @@ SCALES: Mapping[str, Scale] = {
     "tokens_per_second": RATE,
     "samples_per_second": RATE,
     **{f"{name}.{statistic}": TIME for name in TIMES for statistic in STATISTICS},
-    "joules_per_token": ENERGY,
+    "energy_j_per_token": ENERGY,
 }
 """The figures of a performance run; those of an accuracy run are the scores that it has."""
 
@@ -62,7 +62,8 @@ class Run:
             scores = {name: value for name, value in self.result["accuracy"].items() if name.startswith("rouge")}
             return {name: float(value) for name, value in scores.items() if _is_number(value)}
         metrics = self.result["metrics"]
-        found = {name: metrics.get(name) for name in ("tokens_per_second", "samples_per_second", "joules_per_token")}
+        found = {name: metrics.get(name) for name in ("tokens_per_second", "samples_per_second")}
+        found["energy_j_per_token"] = (self.result.content.get("telemetry") or {}).get("energy_j_per_token")
         for name in TIMES:
             inner = metrics.get(name)
             if isinstance(inner, Mapping):
@@ -73,7 +74,7 @@ class Run:
     def samples(self) -> Samples:
         """Raises SetupError."""
         columns = read_samples(self.result.folder / SAMPLES) if self.columns is None else self.columns
-        return Samples.of(columns, self.offline)
+        return Samples.of(columns, self.result["scenario"])
 
     @cached_property
     def drawn(self) -> Drawn:

@@ -146,6 +146,13 @@ def test_an_accuracy_run_has_its_scores_and_no_times() -> None:
     assert run(1, config={"mode": "accuracy"}, accuracy=scores).figures == {"rouge1": 88.2, "rouge2": 83.0}
 
 
+@pytest.mark.parametrize(
+    ("telemetry", "figure"), [({"energy_j_per_token": 1.5}, 1.5), ({"energy_j_per_token": None}, None), (None, None)]
+)
+def test_energy_is_a_figure_where_it_is_known(telemetry: Any, figure: float | None) -> None:
+    assert run(1, telemetry=telemetry).figures.get("energy_j_per_token") == figure
+
+
 # -- samples.parquet --------------------------------------------------------------------------------------------------
 
 

@@ -43,7 +43,7 @@ Places = npt.NDArray[np.int64]
 @dataclass(frozen=True)
 class Samples:
     """One run's good rows in the order issued, in Offline in that of completion. `asked`: sample indices; `ended`: when
-    this query and all before it had their answers, from the first callback. Seconds; NaN where there is no such time."""
+    this query and all before it were answered, from the first callback. Seconds; NaN where there is no such time."""
 
     asked: npt.NDArray[np.int64]
     times: Mapping[str, Floats]
@@ -156,8 +156,7 @@ def percentiles(values: Floats, place: Places, blocks: int) -> dict[str, Floats]
 
 def rates(run: Samples) -> dict[str, Floats]:
     """Tokens and samples per second in each draw: a block is so many answers, and the time until all were there. None
-    where queries come by a schedule: there one slow answer lengthens a block and shortens the next, and the rate is that
-    of the schedule."""
+    where queries come by a schedule, which sets the rate: one slow answer makes a block longer and the next shorter."""
     if run.scheduled:
         return {}
     place, drawn = block_of(len(run.ended), run.blocks), draws(run.blocks)

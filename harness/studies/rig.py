@@ -121,10 +121,12 @@ def finish_apart(process: subprocess.Popen[bytes], folder: Path) -> Apart:
 
 
 def read_apart(code: int, folder: Path) -> Apart:
+    """What a run that was started apart has left. Raises SetupError for a damaged result."""
+    if (folder / results.RESULT).exists():
+        return Apart(results.load(folder), code, "")
     lines = (folder / "output.txt").read_text(errors="replace").strip().splitlines()
     said = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
-    finished = (folder / results.RESULT).exists()
-    return Apart(results.load(folder) if finished else None, code, said.removeprefix("error: "))
+    return Apart(None, code, said.removeprefix("error: "))
 
 
 def stop_apart(process: subprocess.Popen[bytes]) -> None:

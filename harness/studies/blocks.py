@@ -6,6 +6,9 @@ Statistics 17:1217, 1989; that more than 30 batches gain little: Schmeiser, Oper
 issues the same samples at the same moments in every run with the same seeds; where both releases were asked the same,
 the same blocks are drawn of all runs, and what a hard moment of the schedule does to both cancels out.
 
+A rate has no such interval: a run has one, which LoadGen's schedule and the slowest end decide, and only repeats show
+its noise.
+
 A draw is a count per block, so all figures of all draws are products of one small matrix with sums, or with histograms,
 per block: nothing is sorted twice.
 """
@@ -42,30 +45,22 @@ Places = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Samples:
-    """One run's good rows in the order issued, in Offline in that of completion. `asked`: sample indices; `ended`: when
-    this query and all before it were answered, from the first callback. Seconds; NaN where there is no such time."""
+    """One run's good rows in the order issued, in Offline in that of completion. `asked`: sample indices; `times`:
+    ttft_s, tpot_s and latency_s, NaN where there is no such time."""
 
     asked: npt.NDArray[np.int64]
     times: Mapping[str, Floats]
-    """ttft_s, tpot_s and latency_s."""
-    tokens: Floats
-    ended: Floats
-    scheduled: bool
-    """Whether LoadGen's schedule says when queries come, and so how many there are in a second."""
 
     @classmethod
-    def of(cls, columns: Mapping[str, npt.NDArray[Any]], scenario: str) -> Samples:
+    def of(cls, columns: Mapping[str, npt.NDArray[Any]], offline: bool) -> Samples:
         """From the columns of samples.parquet. Offline issues all at once: there the order is that of completion."""
         issued, latency, ttft = (np.asarray(columns[name], np.float64) for name in ("issued_s", "latency_s", "ttft_s"))
-        tokens = np.asarray(columns["output_tokens"], np.float64)
-        times = {"ttft_s": ttft, "tpot_s": (latency - ttft) / np.maximum(tokens - 1, 1), "latency_s": latency}
-        order = np.argsort(issued + latency if scenario == "Offline" else issued, kind="stable")
+        gaps = np.maximum(np.asarray(columns["output_tokens"], np.float64) - 1, 1)
+        order = np.argsort(issued + latency if offline else issued, kind="stable")
+        times = {"ttft_s": ttft, "tpot_s": (latency - ttft) / gaps, "latency_s": latency}
         return cls(
             asked=np.asarray(columns["sample_index"], np.int64)[order],
             times={name: values[order] for name, values in times.items()},
-            tokens=tokens[order],
-            ended=np.maximum.accumulate((issued + latency)[order]),
-            scheduled=scenario in ("Server", "Interactive"),
         )
 
     @property
@@ -100,7 +95,7 @@ def replicates(run: Samples) -> Drawn:
     """Every figure that these samples have, in each draw of blocks."""
     if run.blocks < 2:
         return {}
-    found = {f"{name}_per_second": values for name, values in rates(run).items()}
+    found: dict[str, Floats] = {}
     for name, values in run.times.items():
         known = np.isfinite(values)
         place = block_of(len(values), run.blocks)[known]
@@ -152,16 +147,3 @@ def percentiles(values: Floats, place: Places, blocks: int) -> dict[str, Floats]
         within = np.clip((need - below) / np.maximum(top - below, 1e-12), 0, 1)
         found[name] = (low[at] + within * (high[at] - low[at]))[:, 0]
     return found
-
-
-def rates(run: Samples) -> dict[str, Floats]:
-    """Tokens and samples per second in each draw: a block is so many answers, and the time until all were there. None
-    where queries come by a schedule, which sets the rate: one slow answer makes a block longer and the next shorter."""
-    if run.scheduled:
-        return {}
-    place, drawn = block_of(len(run.ended), run.blocks), draws(run.blocks)
-    seconds = drawn @ np.bincount(place, np.diff(run.ended, prepend=0.0), run.blocks)
-    if not (seconds > 0).all():
-        return {}
-    work = {"tokens": np.bincount(place, run.tokens, run.blocks), "samples": np.bincount(place, minlength=run.blocks)}
-    return {name: np.asarray(drawn @ done / seconds) for name, done in work.items()}

@@ -74,7 +74,7 @@ class Run:
     def samples(self) -> Samples:
         """Raises SetupError."""
         columns = read_samples(self.result.folder / SAMPLES) if self.columns is None else self.columns
-        return Samples.of(columns, self.result["scenario"])
+        return Samples.of(columns, self.offline)
 
     @cached_property
     def drawn(self) -> Drawn:

@@ -53,7 +53,7 @@ def test_two_releases_are_compared_and_written(compare: Compare, old: Path, slow
     said = compare(old, slow, "--json", "--output-dir", tmp_path / "out")
     assert (said.code, said.err) == (0, "")
     assert "slow against old: worse in " in said.out
-    assert "tpot_s.p50 (+2" in said.out
+    assert "tpot_s.p50 (+" in said.out
     assert said.json["study"] == "compare"
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"findings.json", "table.csv", "figure.svg"}
     assert json.loads((tmp_path / "out" / "findings.json").read_text()) == said.json

@@ -11,8 +11,8 @@ from harness.studies.blocks import BLOCKS, Samples, are_paired, block_of, change
 from tests.harness.studies.made_runs import columns
 
 
-def samples(scenario: str = "Server", **changes: Any) -> Samples:
-    return Samples.of(columns(1, queries=1200, offline=scenario == "Offline") | changes, scenario)
+def samples(offline: bool = False, **changes: Any) -> Samples:
+    return Samples.of(columns(1, queries=1200, offline=offline) | changes, offline)
 
 
 def test_percentiles_are_those_of_the_samples_drawn() -> None:
@@ -27,15 +27,11 @@ def test_percentiles_are_those_of_the_samples_drawn() -> None:
             assert found[name][draw] == pytest.approx(np.percentile(drawn, share), rel=0.02)
 
 
-def test_means_and_rates_are_those_of_the_samples_drawn() -> None:
-    run = samples("Offline")
+def test_means_are_those_of_the_samples_drawn() -> None:
+    run = samples()
     values, drawn = run.times["latency_s"], draws(BLOCKS)[0].astype(int)
-    place = block_of(len(values), BLOCKS)
-    found = replicates(run)
-    assert np.exp(found["latency_s.mean"][0]) == pytest.approx(np.repeat(values, drawn[place]).mean())
-    spans = np.diff(run.ended, prepend=0.0)
-    rate = np.repeat(run.tokens, drawn[place]).sum() / np.repeat(spans, drawn[place]).sum()
-    assert np.exp(found["tokens_per_second"][0]) == pytest.approx(rate)
+    found = replicates(run)["latency_s.mean"][0]
+    assert np.exp(found) == pytest.approx(np.repeat(values, drawn[block_of(len(values), BLOCKS)]).mean())
 
 
 def test_independent_samples_have_the_error_of_the_textbook() -> None:
@@ -48,7 +44,7 @@ def test_independent_samples_have_the_error_of_the_textbook() -> None:
 def samples_of(latency: Any) -> Samples:
     count = len(latency)
     table = {"sample_index": np.arange(count), "issued_s": np.arange(count), "latency_s": latency}
-    return Samples.of(table | {"ttft_s": latency / 2, "output_tokens": np.full(count, 10)}, "SingleStream")
+    return Samples.of(table | {"ttft_s": latency / 2, "output_tokens": np.full(count, 10)}, offline=False)
 
 
 def test_samples_that_depend_on_their_neighbours_are_less_sure() -> None:
@@ -96,7 +92,7 @@ def test_runs_are_paired_if_they_were_asked_the_same(changes: dict[str, Any], pa
 
 
 def test_in_offline_runs_of_one_length_are_paired() -> None:
-    one, other = samples("Offline"), samples("Offline", sample_index=np.arange(1200)[::-1])
+    one, other = samples(offline=True), samples(offline=True, sample_index=np.arange(1200)[::-1])
     assert are_paired([one, other], offline=True)
     assert not are_paired([one, samples_of(np.ones(10))], offline=True)
 
@@ -107,8 +103,7 @@ def test_in_offline_runs_of_one_length_are_paired() -> None:
         (3, set()),  # not two blocks
         (
             40,
-            {"tokens_per_second", "samples_per_second", "ttft_s.mean", "ttft_s.p50", "tpot_s.mean", "tpot_s.p50"}
-            | {"latency_s.mean", "latency_s.p50"},
+            {f"{name}.{statistic}" for name in ("ttft_s", "tpot_s", "latency_s") for statistic in ("mean", "p50")},
         ),  # too few for a percentile's tail
     ],
 )
@@ -116,13 +111,12 @@ def test_a_short_run_says_only_what_it_can(count: int, figures: set[str]) -> Non
     assert set(replicates(samples_of(np.random.default_rng(1).lognormal(0, 1, count)))) == figures
 
 
-def test_where_a_schedule_sets_the_rate_the_samples_say_nothing_of_it() -> None:
-    assert "tokens_per_second" not in replicates(samples("Server"))
-    assert "tokens_per_second" in replicates(samples("Offline"))
+def test_the_samples_say_nothing_of_a_rate() -> None:
+    assert not any("per_second" in figure for figure in replicates(samples()))
 
 
 def test_a_run_that_does_not_stream_has_no_ttft() -> None:
-    assert not any(figure.startswith(("ttft", "tpot")) for figure in replicates(samples("Offline")))
+    assert not any(figure.startswith(("ttft", "tpot")) for figure in replicates(samples(offline=True)))
 
 
 def test_a_figure_that_one_run_lacks_has_no_error() -> None:

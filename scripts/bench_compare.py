@@ -224,7 +224,7 @@ def run_setting(setting: Setting, seed: int, pairs: int, pool: ProcessPoolExecut
     print(f"  called better: {wrong} of {len(REPEATS) * pairs} equals, {missed} of those that are slower")
     alone = said["equal", "1", "an interval without zero"]
     print(f"  one run each, were the samples all the noise there is: {share(alone, pairs)} of equals would differ")
-    figures = [figure for figure in HEADLINE["Offline" if setting.offline else ""] if not figure.startswith("joules")]
+    figures = [figure for figure in HEADLINE["Offline" if setting.offline else ""] if not figure.startswith("energy")]
     for figure in figures:
         found = [said["5 % slower", repeats, f"{WORSE} {figure}"] / pairs for repeats in ("3", "5", "10")]
         print(f"    {figure:<18} found with 3, 5, 10 repeats: {', '.join(f'{rate:.1%}' for rate in found)}")

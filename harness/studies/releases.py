@@ -182,7 +182,7 @@ def refuse_strangers(name: str, runs: Sequence[Run]) -> None:
     flats = {run.result.folder.name: run.flat for run in runs}
     if len(flats) < len(runs):
         flats = {str(run.result.folder): run.flat for run in runs}
-    found = differences(flats)
+    found = [difference for difference in differences(flats) if difference.kind is not Kind.CHOICE]
     if found:
         values = found[0].values
         first = next(iter(values))

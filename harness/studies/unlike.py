@@ -22,6 +22,8 @@ class Kind(Enum):
     """Nothing: repeats differ in it too, and it is not shown."""
     RELEASE = "release"
     """That these are two releases: shown between releases, refused among the repeats of one."""
+    CHOICE = "choice"
+    """That an engine has settled on it by itself: shown between releases, and allowed among repeats."""
     IDENTITY = "identity"
     """That these are different tests: refused, unless it is the axis that a comparison is about."""
 
@@ -37,7 +39,7 @@ RULES: Sequence[tuple[str, Kind, str]] = (
     (r"environment\.variables\.HF_.*", Kind.NOISE, "where a hub's files are kept"),
     (r"served_model|environment\.engines\..*\.(model|route|version|tokenizer|tried)", Kind.RELEASE, "how it is served"),
     (r"environment\.engines\..*\.(dialect|prompts|answers|prefix_caching|dtype)", Kind.IDENTITY, "it changes the work"),
-    (r"environment\.engines\..*", Kind.RELEASE, "what an engine chose by itself is part of its release"),
+    (r"environment\.engines\..*", Kind.CHOICE, "a default of its release, or what it found room for"),
     (r"environment\.(packages\..*|commit)", Kind.RELEASE, "versions are what a release is"),
     (r"environment\.machine\.(python|distribution)", Kind.RELEASE, "part of the image that is released"),
     (r"environment\..*", Kind.IDENTITY, "another machine"),
@@ -100,7 +102,7 @@ def differences(flats: Mapping[str, Mapping[str, Any]], axes: Sequence[str] = ()
         told = list(values.values()) if key.startswith(OPEN) else [flat[key] for flat in flats.values() if key in flat]
         if kind is not Kind.NOISE and any(value != told[0] for value in told[1:]):
             found.append(Difference(key, kind, values, any(is_on(key, axis) for axis in axes)))
-    return sorted(found, key=lambda difference: (difference.kind is Kind.RELEASE, difference.key))
+    return sorted(found, key=lambda difference: (difference.kind is not Kind.IDENTITY, difference.key))
 
 
 def is_on(key: str, axis: str) -> bool:

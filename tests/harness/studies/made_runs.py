@@ -33,7 +33,7 @@ ENVIRONMENT: dict[str, Any] = {
     "commit": "abc",
     "variables": {},
     "dataset_sha256": "d1",
-    "engines": {"vllm-0": {"max_num_seqs": 16, "dtype": "bfloat16"}},
+    "engines": {"vllm-0": {"max_num_seqs": 16, "dtype": "bfloat16", "version": "0.11"}},
 }
 
 

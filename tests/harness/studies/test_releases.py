@@ -57,6 +57,12 @@ def test_what_an_interrupted_run_has_left_is_no_repeat(tmp_path: Path) -> None:
     assert release.notes == [f"{place / 'run-3'} never came to its end and is left out"]
 
 
+def test_what_an_engine_found_room_for_may_differ_among_repeats(tmp_path: Path) -> None:
+    place = save_release(tmp_path / "a", [1, 2])
+    save(place / "run-3", 3, environment={"engines": {"vllm-0": {"max_num_seqs": 17, "dtype": "bfloat16"}}})
+    assert len(read_releases([str(place)])[0].runs) == 3
+
+
 def nothing(folder: Path) -> None:
     folder.mkdir()
 

@@ -53,12 +53,18 @@ def test_what_says_nothing_is_not_shown(path: str, value: Any) -> None:
         ("environment.packages.torch", "2.9"),  # a package that the other lacks
         ("environment.commit", "def"),
         ("environment.machine.python", "3.13"),
-        ("environment.engines.vllm-0.max_num_seqs", 32),  # a default that a version has changed
+        ("environment.engines.vllm-0.version", "0.12"),
     ],
 )
 def test_releases_may_differ_in_what_a_release_is(path: str, value: Any) -> None:
     content = found(path, value)
     assert [one.kind for one in content] == [Kind.RELEASE]
+    refuse_unlike(content)
+
+
+def test_what_an_engine_chose_by_itself_is_shown_and_allowed() -> None:
+    content = found("environment.engines.vllm-0.max_num_seqs", 32)
+    assert [one.kind for one in content] == [Kind.CHOICE]
     refuse_unlike(content)
 
 

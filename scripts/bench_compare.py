@@ -218,12 +218,15 @@ def run_setting(setting: Setting, seed: int, pairs: int, pool: ProcessPoolExecut
     for repeats in REPEATS:
         cells = (("equal", f"any {WORSE}"), ("5 % slower", f"any {WORSE}"), ("equal", "naive"))
         texts = [share(said[case, repeats, what], pairs) for case, what in cells]
+        if setting.offline:  # a rate has no samples to draw from
+            texts[2] = "–"
         print(f"  {repeats:<9}{texts[0]:<26}{texts[1]:<28}{texts[2]:<26}")
     wrong = sum(said["equal", repeats, f"any {BETTER}"] for repeats in REPEATS)
     missed = sum(said["5 % slower", repeats, f"any {BETTER}"] for repeats in REPEATS)
     print(f"  called better: {wrong} of {len(REPEATS) * pairs} equals, {missed} of those that are slower")
     alone = said["equal", "1", "an interval without zero"]
-    print(f"  one run each, were the samples all the noise there is: {share(alone, pairs)} of equals would differ")
+    if not setting.offline:
+        print(f"  one run each, were the samples all the noise there is: {share(alone, pairs)} of equals would differ")
     figures = [figure for figure in HEADLINE["Offline" if setting.offline else ""] if not figure.startswith("energy")]
     for figure in figures:
         found = [said["5 % slower", repeats, f"{WORSE} {figure}"] / pairs for repeats in ("3", "5", "10")]

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.studies import findings, forest, gate
 from harness.studies.change import ALPHA, BETTER, CANNOT_TELL, MOST_REPEATS, SAME, WORSE, own_noise
-from harness.studies.comparison import Comparison, Row, scale_of
+from harness.studies.comparison import SCORE_MARGIN, Comparison, Row, scale_of
 from harness.studies.findings import Column, Findings
 from harness.studies.gate import Judgement
 from harness.studies.releases import Release, invalid_runs
@@ -174,12 +174,12 @@ def headline(found: Comparison) -> str:
 def notes(found: Comparison) -> list[str]:
     """How to read it, and what to do where nothing can be told."""
     judged = {row.figure for row in found.rows if row.judged}
+    ratio = scale_of(found.rows[0].figure).ratio
+    within = f"{found.asked.margin:.1%}" if ratio else f"{SCORE_MARGIN} points"
+    together = f"intervals, true of all {len(judged)} judged figures together" if len(judged) > 1 else "interval"
     lines = [
-        f"95 % intervals, true of all {len(judged)} judged figures together; `same` is surely within "
-        f"{found.asked.margin:.1%}; `visible`: the smallest change that would have been found 9 times in 10."
-        if len(judged) > 1
-        else f"95 % interval; `same` is surely within {found.asked.margin:.1%}; `visible`: the smallest change that "
-        "would have been found 9 times in 10."
+        f"95 % {together}; `same` is surely within {within}; `visible`: the smallest change that would have been found "
+        "9 times in 10."
     ]
     if len(found.releases) > 2:
         lines.append("The 5 % of false alarms are those of each comparison of two releases, not of the whole history.")
@@ -203,8 +203,8 @@ def gate_line(judgement: Judgement) -> str:
     ratio = judgement.gate.ratio
 
     def worse(value: float) -> str:
-        amount = f"{abs(value):.1%}" if ratio else f"{abs(value):.3g} points"
-        return f"{'worse' if value >= 0 else 'better'} by {amount}"
+        size = f"{abs(value):.1%}" if ratio else f"{abs(value):.3f} points"
+        return f"{'worse' if value >= 0 else 'better'} by {size}"
 
     words = {gate.PASSED: "passed", gate.BROKEN: "BROKEN", gate.UNDECIDED: "CANNOT BE DECIDED"}[judgement.state]
     line = f"  gate {judgement.gate.text} {words}: {worse(judgement.worsening)}"

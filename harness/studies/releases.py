@@ -53,7 +53,8 @@ class Run:
 
     @property
     def offline(self) -> bool:
-        return bool(self.result["scenario"] == "Offline")
+        """Whether all queries were there at once; a closed loop is Offline too, with latencies of its own."""
+        return bool(self.result["scenario"] == "Offline" and self.result["config"].get("concurrency") is None)
 
     @cached_property
     def figures(self) -> dict[str, float]:

@@ -91,13 +91,11 @@ def test_a_history_has_a_row_for_each_release_and_both_changes() -> None:
 
 
 def test_scores_are_told_in_points() -> None:
-    sides = [release(name, [1], config={"mode": "accuracy"}, accuracy={"rouge1": score}) for name, score in SCORES]
+    scores = (("a", 88.0), ("b", 87.5))
+    sides = [release(name, [1], config={"mode": "accuracy"}, accuracy={"rouge1": score}) for name, score in scores]
     text, _ = told(*sides, gates=[parse("rouge1:0.1")])
     assert "`same` is surely within 0.1 points" in text
     assert "cannot tell" in text and "-0.500" in text
-
-
-SCORES = (("a", 88.0), ("b", 87.5))
 
 
 def test_findings_are_json_and_name_every_run() -> None:

@@ -60,6 +60,12 @@ def test_offline_judges_throughput_alone() -> None:
     assert judged(compare_releases(sides, Asked()).rows) == ["tokens_per_second"]
 
 
+def test_a_closed_loop_has_latencies_of_its_own() -> None:
+    config = {"scenario": "Offline", "concurrency": 8}
+    sides = [release(name, seeds, config=config) for name, seeds in (("a", [1, 2]), ("b", [3, 4]))]
+    assert judged(compare_releases(sides, Asked()).rows) == HEADLINE
+
+
 def test_fewer_figures_see_smaller_changes() -> None:
     """All figures share one error: naming one narrows its interval."""
 

@@ -17,6 +17,7 @@ import click
 
 from harness import __version__
 from harness.cli.accuracy import accuracy
+from harness.cli.compare import compare
 from harness.cli.compliance import compliance
 from harness.cli.dataset import dataset
 from harness.cli.run import run
@@ -48,7 +49,7 @@ def cli() -> None:
     """
 
 
-for command in (run, dataset, accuracy, compliance, submission, sweep):
+for command in (run, dataset, accuracy, compliance, submission, sweep, compare):
     cli.add_command(command)
 
 

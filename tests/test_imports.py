@@ -22,6 +22,7 @@ ORDER = [
     "sut.backends",
     "sut.backends.echo",
     "sut.backends.vllm_engine",
+    "sut.backends.ray_engine",
     "sut.backends.http",
     "sut.backends.dialects",
     "sut.backends.probe",

@@ -62,7 +62,8 @@ _OPTIONS = [
     click.option("--dataset", help="JSONL, JSON, parquet, MLCommons' pickle or a hub id; raw rows or processed.  "
                                    "[default: the benchmark's]"),
     click.option("--audit-dataset", help="The samples of gpt-oss-120b's TEST07, in submission mode."),
-    click.option("--backend", help="vllm (in this process), remote (behind HTTP) or echo (simulator).  "
+    click.option("--backend", help="vllm (in this process), ray (on a Ray cluster), remote (behind HTTP) or echo "
+                                   "(simulator).  "
                                    "[default: remote with --endpoint or --serve, else vllm]"),
     click.option("--replicas", type=COUNT, help="Engines or servers to start.  [default: 1]"),
     click.option("--serve", is_flag=True, help="Start that many `vllm serve` here, use them, stop them."),
@@ -75,6 +76,9 @@ _OPTIONS = [
     click.option("--insecure", is_flag=True, help="Do not verify certificates; recorded in the result."),
     click.option("--ready-timeout", type=SECONDS, default=1800.0, show_default=True,
                  help="Seconds that --serve waits for its servers."),
+    click.option("--ray-address", metavar="ADDRESS",
+                 help="auto (the cluster this machine belongs to), local (one started here), HOST:PORT.  "
+                      "[default: auto]"),
     click.option("--engine-arg", multiple=True, callback=engine_arguments, metavar="K=V",
                  help="For the engine, such as max_num_seqs=64; may be repeated."),
     click.option("--engine-env", multiple=True, callback=pairs, metavar="K=V",

@@ -444,11 +444,12 @@ def connect(address: str) -> None:
             include_dashboard=False if address == "local" else None,
             runtime_env={"py_modules": [str(Path(__file__).parent.parent)]},
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except ConnectionError as error:
         raise SetupError(
-            f"no Ray cluster is to be had at {address} ({first_line(error)}): start one (ray start --head), or name it "
-            "with --ray-address."
+            f"no Ray cluster is found at {address}: start one (ray start --head), or name it with --ray-address."
         ) from error
+    except (RuntimeError, ValueError) as error:  # another version of Ray or Python, a token that is not accepted
+        raise SetupError(f"the Ray cluster at {address} cannot be joined: {first_line(error)}") from error
 
 
 def refuse_unreachable(address: str) -> None:

@@ -1,6 +1,6 @@
-"""What Ray costs: Offline tokens/s of two engines that are actors over that of two engines in this process, pair by pair.
+"""What Ray costs: Offline tokens/s of two engines that are actors over that of two in this process, pair by pair.
 
-    python scripts/bench_ray.py                   the demo's model and one of 100 M parameters, 3 pairs each, ~30 minutes
+    python scripts/bench_ray.py                   the demo's model and one of 100 M parameters, 3 pairs each: 30 min
     python scripts/bench_ray.py --only demo --pairs 1
 
 Each run is `python -m harness` on the same two engines' worth of cores, the order of a pair turned each time. With the

@@ -21,6 +21,7 @@ from harness.cli.compliance import compliance
 from harness.cli.dataset import dataset
 from harness.cli.run import run
 from harness.cli.submission import submission
+from harness.cli.track import track
 
 USAGE, SETUP, INTERRUPTED = 2, 3, 130
 
@@ -47,7 +48,7 @@ def cli() -> None:
     """
 
 
-for command in (run, dataset, accuracy, compliance, submission):
+for command in (run, dataset, accuracy, compliance, submission, track):
     cli.add_command(command)
 
 

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from sut.errors import SetupError
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -128,8 +130,9 @@ def talk_options(command: F) -> F:
 
 @click.command()
 @run_options
+@click.option("--mlflow-uri", metavar="URI", help="Keep the result in this MLflow store too.")
 @talk_options
-def run(as_json: bool, quiet: bool, dry_run: bool, debug: bool, **options: Any) -> int:
+def run(as_json: bool, quiet: bool, dry_run: bool, debug: bool, mlflow_uri: str | None, **options: Any) -> int:
     """Run one LoadGen test.
 
     Exit code: 0 all good or no target, 2 usage, 3 set-up or not decided here, 4 not valid, 5 accuracy or compliance
@@ -144,7 +147,18 @@ def run(as_json: bool, quiet: bool, dry_run: bool, debug: bool, **options: Any) 
         click.echo(f"warning: {doubt}", err=True)
     if dry_run:
         return show_plan(config, samples, tokenizer, as_json)
-    return run_and_report(config, samples, tokenizer, as_json, quiet)
+    if mlflow_uri is None:
+        return run_and_report(config, samples, tokenizer, as_json, quiet)
+    from harness.tracking import keep_folder, open_store
+
+    store = open_store(mlflow_uri)  # before hours of work
+    code = run_and_report(config, samples, tokenizer, as_json, quiet)
+    try:
+        keep_folder(config.output_dir, store)
+    except SetupError as error:
+        click.echo(f"error: {error}", err=True)
+        return code or 3
+    return code
 
 
 def show_plan(config: Any, samples: Any, tokenizer: Any, as_json: bool) -> int:

@@ -46,6 +46,7 @@ class Plan:
     how many there were. The API key is in no plan: it stays in the environment.
 
     `ray_address`: the Ray cluster, "auto" for the one that this machine belongs to.
+    `gauges`: engines in this process keep count of what they are doing.
     """
 
     replicas: int
@@ -69,6 +70,7 @@ class Plan:
     ready_timeout: float = 1800.0
     tokens_now: bool = False
     ray_address: str | None = None
+    gauges: bool = False
     codec: Codec | None = None
 
 

@@ -24,7 +24,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sut.backend import Backend, Sink
+from sut.backend import Backend, Gauged, Gauges, Sink
 from sut.backends import Plan, make_backends
 from sut.errors import BackendError, ConfigError, QueryFailed, ReplicaDied, SetupError
 from sut.query import NO_TOKENS, TOKEN_DTYPE, Outcome, Query, Tokens
@@ -76,9 +76,11 @@ class Done(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the stream brings at once; `last_words` say why the engine died, where it has."""
+    """What the stream brings at once, the engine's gauges along with it; `last_words` say why the engine died, where it
+    has."""
 
     said: Sequence[First | Progress | Done]
+    gauges: Gauges
     last_words: str | None
 
 
@@ -108,9 +110,12 @@ class Host:
         return self._backend.capacity, {**self._backend.facts, "node": self.node()}
 
     async def _watch(self, backend: Backend) -> None:
-        """An engine that died takes its actor along: Ray starts that anew, and with it the engine."""
+        """An engine that died takes its actor along: Ray starts that anew, and with it the engine. Meanwhile, the gauges
+        of one that says nothing are told too."""
         while backend.trouble() is None:
             await asyncio.sleep(WATCH_INTERVAL)
+            if self._plan.gauges:
+                self._stirred.set()
         self._last_words = backend.trouble()
         self._stirred.set()
         await asyncio.sleep(WATCH_INTERVAL)  # the last batch is on its way
@@ -138,7 +143,8 @@ class Host:
             await self._stirred.wait()
             self._stirred.clear()
             said, self._said = self._said, []
-            yield Batch(said, self._last_words)
+            gauges = self._backend.gauges() if isinstance(self._backend, Gauged) else Gauges()
+            yield Batch(said, gauges, self._last_words)
 
     async def stop(self) -> str:
         """Stop the engine; its log."""
@@ -193,6 +199,7 @@ class RayEngine:
         self._flying: dict[int, tuple[Query, Sink]] = {}
         self._listener: asyncio.Task[None] | None = None
         self._down: str | None = None
+        self._gauges = Gauges()
         self.capacity = 512
         self.facts: Mapping[str, Any] = {}
 
@@ -232,6 +239,10 @@ class RayEngine:
     def trouble(self) -> str | None:
         return self._down
 
+    def gauges(self) -> Gauges:
+        """As they were told last, at most a moment ago."""
+        return self._gauges
+
     async def stop(self) -> None:
         if self._listener is not None:
             self._listener.cancel()
@@ -268,6 +279,7 @@ class RayEngine:
             await self._return()
 
     def _hear(self, batch: Batch) -> None:
+        self._gauges = batch.gauges
         for what in batch.said:
             query, sink = self._flying.get(what.id, (None, None))
             if query is None or sink is None:  # cancelled meanwhile

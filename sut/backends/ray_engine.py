@@ -110,8 +110,8 @@ class Host:
         return self._backend.capacity, {**self._backend.facts, "node": self.node()}
 
     async def _watch(self, backend: Backend) -> None:
-        """An engine that died takes its actor along: Ray starts that anew, and with it the engine. Until then, the gauges
-        are told a few times a second, also when nothing else is."""
+        """An engine that died takes its actor along: Ray starts that anew, and with it the engine. Until then, the
+        gauges are told a few times a second, also when nothing else is."""
         while backend.trouble() is None:
             await asyncio.sleep(WATCH_INTERVAL)
             if self._plan.gauges:

@@ -168,6 +168,7 @@ def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
         ca_file=Path(config.ca_file) if config.ca_file else None,
         insecure=config.insecure,
         ready_timeout=config.ready_timeout,
+        ray_address=config.ray_address,
         tokens_now=config.mode != "performance",
         gauges=not config.no_telemetry,
         codec=tokenizer,

@@ -23,6 +23,7 @@ from harness.cli.dataset import dataset
 from harness.cli.run import run
 from harness.cli.submission import submission
 from harness.cli.sweep import sweep
+from harness.cli.track import track
 
 USAGE, SETUP, INTERRUPTED = 2, 3, 130
 
@@ -49,7 +50,7 @@ def cli() -> None:
     """
 
 
-for command in (run, dataset, accuracy, compliance, submission, sweep, compare):
+for command in (run, dataset, accuracy, compliance, submission, sweep, compare, track):
     cli.add_command(command)
 
 

@@ -111,8 +111,8 @@ def draw(chart: Chart) -> dict[str, Any]:
             "wide": markup(inline(svg_of(chart.spec))),
             "narrow": None if chart.narrow is None else markup(inline(svg_of(chart.narrow))),
         }
-    except ValueError as error:
-        return {"name": chart.name, "trouble": (str(error).splitlines() or ["?"])[0][:300]}
+    except (ValueError, RecursionError) as error:
+        return {"name": chart.name, "trouble": " ".join(str(error).split())[:300]}
 
 
 def svg_of(spec: Spec) -> str:

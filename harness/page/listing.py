@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def numbers_column(name: str, title: str, values: Numbers, decimals: int) -> dic
     if not np.isfinite(values).any():
         return None
     rounded = np.round(values, decimals)
-    plain = [value if value == value else None for value in rounded.tolist()]
+    plain = [value if isfinite(value) else None for value in rounded.tolist()]
     if decimals == 0:
         plain = [None if value is None else int(value) for value in plain]
     return {"name": name, "title": title, "values": plain, "decimals": decimals}

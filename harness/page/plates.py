@@ -29,7 +29,7 @@ def save(sources: Sequence[Source], folder: Path, form: str) -> list[Path]:
         try:
             figures.save(spec, path)
         except ValueError as error:
-            raise SetupError(f"{path.stem} cannot be drawn: {str(error).splitlines()[0]}.") from error
+            raise SetupError(f"{path.stem} cannot be drawn: {' '.join(str(error).split())[:300]}.") from error
     for path, spec in specs.items():
         path.write_text(json.dumps(spec, indent=1) + "\n")
     return list(paths)

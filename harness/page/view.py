@@ -19,6 +19,8 @@ _NAMES = ("mean", "p50", "p90", "p99", "p99_9", "max")
 _TONES = {0: "good", 3: "unsure"}
 _WORDS = {True: "passed", False: "FAILED", None: "not decided"}
 
+_DEEPEST = 8
+
 ROWS = 2000
 """Rows of a table of facts or findings, at most."""
 
@@ -172,16 +174,16 @@ def facts(result: RunResult) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def flat(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
     """Every leaf of a JSON value by its path; nulls and what is empty are left out."""
-    if isinstance(value, dict) and depth < 8:
+    if isinstance(value, dict) and depth < _DEEPEST:
         for key, inner in value.items():
             yield from flat(inner, f"{path}.{key}" if path else str(key), depth + 1)
-    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value) and depth < 8:
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value) and depth < _DEEPEST:
         for place, inner in enumerate(value):
             yield from flat(inner, f"{path}[{place}]", depth + 1)
-    elif isinstance(value, list):
+    elif isinstance(value, dict | list):
         if value:
-            yield path, ", ".join(map(str, value))
-    elif value is not None and value != "" and value != {}:
+            yield path, "…" if depth == _DEEPEST else ", ".join(map(str, value))
+    elif value is not None and value != "":
         yield path, {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 

@@ -116,12 +116,13 @@ def make_live(run: Path, page: Path) -> int:
     """The same charts as a page that draws them itself; returns how many."""
     import vl_convert
 
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     found = read(run)
     assert isinstance(found, Run)
     specs = [chart.spec for chart in pictures(found)]
     text = json.dumps(specs).replace("<", "\\u003c")
     page.write_text(
-        f"<!doctype html><meta charset=utf-8><body><script>{vl_convert.javascript_bundle()}</script><script>"
+        f"<!doctype html><meta charset=utf-8><body><script>{bundle}</script><script>"
         f"const specs = {text}; Promise.all(specs.map((spec) => {{ const place = document.body.appendChild("
         "document.createElement('div')); return vegaEmbed(place, spec, {actions: false, ast: true}); }))"
         ".then(() => document.body.append(Object.assign(document.createElement('p'), {id: 'done'})));</script>"

@@ -67,6 +67,7 @@ ORDER = [
     "harness.page.charts",
     "harness.page.gauges",
     "harness.page.listing",
+    "harness.page.pieces",
     "harness.page.texts",
     "harness.page.view",
     "harness.page.document",

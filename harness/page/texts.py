@@ -25,6 +25,7 @@ import numpy as np
 from harness import benchmarks
 from harness.accuracy import read_log, refuse_foreign
 from harness.dataset import Samples, Tokenizer, load
+from harness.page.pieces import Decode, decoder
 from harness.results import ACCURACY, RunResult
 from harness.tables import is_hub_id
 from sut.errors import ConfigError, SetupError
@@ -129,18 +130,14 @@ def find_samples(result: RunResult, tokenizer: Tokenizer, dataset: str | None) -
 
 def pack(folder: str, part: Part) -> str:
     """A chunk."""
-    tokenizer = tokenizer_of(folder)
-    prompts, answers = (tokenizer.decode(list(ids_of(data))) for data in (part.prompts, part.answers))
-    rows = [
-        [prompt.strip(), answer.strip(), reference]
-        for prompt, answer, reference in zip(prompts, answers, part.references, strict=True)
-    ]
-    return packed(rows, _LEVEL)
+    decode = decoder_of(folder)
+    prompts, answers = (decode([*ids_of(data)]) for data in (part.prompts, part.answers))
+    return packed(list(zip(prompts, answers, part.references, strict=True)), _LEVEL)
 
 
 @cache
-def tokenizer_of(folder: str) -> Tokenizer:
-    return Tokenizer(Path(folder))
+def decoder_of(folder: str) -> Decode:
+    return decoder(Path(folder))
 
 
 def ids_of(data: Sequence[bytes]) -> Iterator[list[int]]:

@@ -20,6 +20,7 @@ from harness.cli.accuracy import accuracy
 from harness.cli.compare import compare
 from harness.cli.compliance import compliance
 from harness.cli.dataset import dataset
+from harness.cli.report import report
 from harness.cli.run import run
 from harness.cli.submission import submission
 from harness.cli.sweep import sweep
@@ -50,7 +51,7 @@ def cli() -> None:
     """
 
 
-for command in (run, dataset, accuracy, compliance, submission, sweep, compare, track):
+for command in (run, dataset, accuracy, compliance, submission, sweep, compare, report, track):
     cli.add_command(command)
 
 

@@ -157,6 +157,7 @@ class Probe:
         if status == 200:
             with suppress(*UNREADABLE, AttributeError):
                 version = msgspec.json.decode(body).get("version")
+        metrics = await self._get("/metrics")
         return {
             "url": str(self._origin),
             "dialect": dialect.name,
@@ -166,7 +167,8 @@ class Probe:
             "answers": "token ids" if dialect.ids_out else "text",
             "model": model,
             "version": version,
-            "prefix_caching": prefix_caching(*await self._get("/metrics")),
+            "prefix_caching": prefix_caching(*metrics),
+            "kv_cache_tokens": kv_cache_tokens(*metrics),
             "tokenizer": await self._compare_tokenizers(model),
         }
 
@@ -251,6 +253,12 @@ def prefix_caching(status: int, metrics: bytes) -> bool | None:
     """Whether a server reuses prompts' caches, as vLLM's /metrics tell; None where they do not."""
     found = re.search(rb'cache_config_info\{[^}]*enable_prefix_caching="(True|False)"', metrics)
     return found[1] == b"True" if status == 200 and found else None
+
+
+def kv_cache_tokens(status: int, metrics: bytes) -> int | None:
+    """How many tokens a server's KV cache holds, as vLLM's /metrics tell; None where they do not."""
+    found = re.search(rb'cache_config_info\{[^}]*kv_cache_size_tokens="(\d+)"', metrics)
+    return int(found[1]) if status == 200 and found else None
 
 
 def choose_model(asked: str | None, models: Sequence[Mapping[str, Any]] | None, origin: Origin) -> str:

@@ -18,6 +18,7 @@ import click
 from harness import __version__
 from harness.cli.accuracy import accuracy
 from harness.cli.compliance import compliance
+from harness.cli.context import context
 from harness.cli.dataset import dataset
 from harness.cli.run import run
 from harness.cli.submission import submission
@@ -47,7 +48,7 @@ def cli() -> None:
     """
 
 
-for command in (run, dataset, accuracy, compliance, submission):
+for command in (run, context, dataset, accuracy, compliance, submission):
     cli.add_command(command)
 
 

@@ -22,6 +22,7 @@ from harness.cli.context import context
 from harness.cli.dataset import dataset
 from harness.cli.run import run
 from harness.cli.submission import submission
+from harness.cli.sweep import sweep
 
 USAGE, SETUP, INTERRUPTED = 2, 3, 130
 
@@ -48,7 +49,7 @@ def cli() -> None:
     """
 
 
-for command in (run, context, dataset, accuracy, compliance, submission):
+for command in (run, context, dataset, accuracy, compliance, submission, sweep):
     cli.add_command(command)
 
 

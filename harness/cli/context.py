@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SCENARIO = "SingleStream"
 
 DECIDED = ("scenario", "dataset", "samples", "replicas", "dispatch", "offline_batch", "max_in_flight", "failure_policy",
-           "target_qps", "min_duration", "min_queries", "stall_timeout")  # fmt: skip
+           "concurrency", "target_qps", "min_duration", "min_queries", "stall_timeout")  # fmt: skip
 """Options of `run` that this study decides: one replica, one prompt at a time, made up, until it fails."""
 
 _NAMED = re.compile(r"\s*([\w.-]+)\s*:\s*(.+)", re.DOTALL)

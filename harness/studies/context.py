@@ -116,6 +116,7 @@ def study_config(config: RunConfig, output_tokens: int, repeats: int) -> RunConf
         config,
         generation=replace(config.generation, max_tokens=output_tokens, ignore_eos=True),
         max_model_len=None,
+        max_in_flight=1,
         stall_timeout=None,
         settings=settings,
     )

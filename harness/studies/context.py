@@ -186,8 +186,10 @@ def fit(rig: Rig, found: Explored, length: int, question: Question, prompts: Pro
     probe = ask(rig, prompts.one(length, 0), limit)
     if probe.edge in DOUBTFUL:
         rig.progress.say(f"{found.name}: {probe.said}; asking once more …")
-        with suppress(SetupError):  # no engine to be had: if that stays so, the next length says it
+        try:
             probe = replace(ask(rig, prompts.one(length, 0), limit), at_first=probe.said)
+        except SetupError as error:  # if that stays so, the next length says it too
+            probe = replace(probe, said=f"{probe.said}; it could not be asked again: {error}")
     rig.study.keep(point, asdict(probe))
     return probe
 
@@ -386,7 +388,7 @@ def plain_row(found: Explored, probe: Probe) -> dict[str, Any]:
         "output_tokens": probe.output_tokens,
         "memory_bytes": probe.memory_bytes,
         "kv_cache_share": probe.total / full if full and probe.fits else None,
-        "verdict": "answered" if probe.fits else why_not(probe, found.config.backend == "remote"),
+        "verdict": "answered" if probe.fits else probe.edge,
         "said": probe.said,
         "at_first": probe.at_first,
     }

@@ -166,7 +166,8 @@ def test_a_death_counts_where_nobody_can_be_asked_again(
     monkeypatch.setattr(context, "ask", ask)
     with rig_of(tmp_path, tokenizer, backend="echo") as rig:
         kept = context.fit(rig, Explored("one", rig.config), 10, ASKED, prompts)
-        assert (kept.edge, kept.said, kept.at_first) == (DIED, "gone", None)
+        assert (kept.edge, kept.at_first) == (DIED, None)
+        assert kept.said == "gone; it could not be asked again: it is not ready."
         assert rig.study.saved("one-asks-10") is not None
 
 
@@ -283,7 +284,7 @@ def test_configurations_are_a_table_with_a_row_for_each(remote: RunConfig) -> No
     assert rows["long", 4000]["prefill_tokens_per_s"] == 40_000
     assert rows["long", 4000]["total_tokens_per_s"] == pytest.approx(4008 / 0.17)
     assert rows["long", 4000]["kv_cache_share"] == 0.1
-    assert rows["odd", 101]["verdict"] == "no answer within 60 s"
+    assert (rows["odd", 101]["verdict"], answers["odd"]["reason"]) == (LATE, "no answer within 60 s")
     text = as_text(found)
     assert "few-blocks: the engine could not be had: larger than" in text
     assert "odd, 100 tokens: answered only when asked again; at first: the engine died" in text
@@ -303,7 +304,7 @@ def test_a_run_that_fails_says_that_its_length_does_not_fit_after_all(
         untouched = context.measure(rig, found, probe(1000, context=900), ASKED, prompts)
         assert untouched.fits, "one that takes more than it says is not measured: a run would refuse the prompts"
     row = context.rows_of(replace(found, probes=[measured]))[0]
-    assert (row["verdict"], row.get("ttft_s")) == ("the engine died", None)
+    assert (row["verdict"], row.get("ttft_s")) == (DIED, None)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -185,6 +185,7 @@ class _Content(TypedDict, total=False):
     replicas: list[dict[str, Any]]
     failures: dict[str, Any]
     retries: int
+    telemetry: dict[str, Any] | None
     loadgen: dict[str, Any]
     config: _Config
     environment: _Environment
@@ -542,6 +543,7 @@ def conclude(
     texts: Mapping[str, float] | None = None,
     compliance: Mapping[str, Any] | None = None,
     resumed: int = 0,
+    telemetry: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Bring everything known about a test to one result."""
     log = read_detail(config.output_dir / DETAIL)
@@ -588,6 +590,7 @@ def conclude(
         "first_retry": facts.first_retry,
         "overhead": cost,
         "late_frames": facts.late,
+        "telemetry": telemetry,
         **({"text_answers": dict(texts)} if texts else {}),
         "loadgen": {"version": log.values.get("loadgen_version"), "verdict": log.verdict, "errors": len(log.errors)},
         "config": as_json(config),

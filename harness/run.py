@@ -29,6 +29,7 @@ from harness.progress import Progress
 from harness.recorder import Recorder
 from harness.results import Facts, RunResult
 from harness.tables import REFERENCE
+from harness.telemetry import Telemetry
 from sut.backends import Plan, make_backends
 from sut.dispatch import Books, Replica
 from sut.errors import ConfigError, SetupError
@@ -167,7 +168,9 @@ def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
         ca_file=Path(config.ca_file) if config.ca_file else None,
         insecure=config.insecure,
         ready_timeout=config.ready_timeout,
+        ray_address=config.ray_address,
         tokens_now=config.mode != "performance",
+        gauges=not config.no_telemetry,
         codec=tokenizer,
     )
     backends = make_backends(config.backend, plan)
@@ -224,13 +227,15 @@ def run_test(
     # A stray audit.config is never picked up, but a submitter should know that it lies there.
     stray_audit = Path("audit.config").exists() and config.audit_config is None
     recorder = Recorder([replica.name for replica in system.sut.replicas])
+    telemetry = Telemetry(config, system.sut)
     journal = system.journal
     if journal is None and config.mode == "accuracy":
         journal = open_journal(config, system.samples)
     known = journal.known if journal is not None else {}
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        facts = drive_loadgen(config, system, recorder, progress, journal)
+        with telemetry:
+            facts = drive_loadgen(config, system, recorder, progress, journal, telemetry)
         scores: dict[str, Any] = dict(proven or {"passed": None, "why": why_unscored(config, facts)})
         answered = None
         if config.mode == "accuracy" and facts.status == "complete":
@@ -255,6 +260,7 @@ def run_test(
             texts=compare_texts(recorder.texts, system.tokenizer),
             compliance=verify_audit(config) if config.audit and facts.status == "complete" else None,
             resumed=len(known),
+            telemetry=telemetry.save(facts),
         )
         result.save()
         if journal is not None:
@@ -318,7 +324,12 @@ def describe_environment(system: System) -> dict[str, Any]:
 
 
 def drive_loadgen(
-    config: RunConfig, system: System, recorder: Recorder, progress: Progress, journal: Journal | None
+    config: RunConfig,
+    system: System,
+    recorder: Recorder,
+    progress: Progress,
+    journal: Journal | None,
+    telemetry: Telemetry,
 ) -> Facts:
     """One StartTest from beginning to end, or to the moment it is stopped; leaves with signals ignored."""
     from harness import loadgen
@@ -331,10 +342,12 @@ def drive_loadgen(
     bridge = loadgen.Bridge(recorder, journal, config.loadgen_scenario != "Offline")
     known = journal.known if journal is not None else {}
     gaps = array("d") if config.stream and config.stream_interval == 1 else None
-    most = config.generation.max_tokens
-    sut.begin(Work(samples.prompt, config.stream, most, bridge, known, config.concurrency, gaps, deadlines_of(config)))
+    pulse, most = telemetry.pulse if telemetry.on else None, config.generation.max_tokens
+    own = deadlines_of(config)
+    sut.begin(Work(samples.prompt, config.stream, most, bridge, known, config.concurrency, gaps, pulse, own))
     audit = folder / AUDIT_FILE if config.audit_text is not None else None
     test = loadgen.Run(sut.issue, settings, len(samples), loaded, folder, audit)
+    telemetry.await_ready()
     gc.collect()
     gc.freeze()  # the collector need not walk prompts and engines again and again while the clock runs
     cpu = time.process_time()

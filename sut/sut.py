@@ -39,6 +39,9 @@ FAILING, FAILING_PAUSE = 8, 1.0
 LAG_INTERVAL = 0.02
 """Seconds between two looks at how late the loop is."""
 
+PULSE = 1.0
+"""Seconds between two pulses of a test (`Work.pulse`)."""
+
 
 class ReplicaSink:
     """The SUT's ear at one replica."""
@@ -199,12 +202,20 @@ class SUT:
         work = self._work
         assert work is not None
         self._flush()
+        pulse, work.pulse = work.pulse, None
+        if pulse is not None and work.began:
+            pulse(work, perf_counter())
         work.responder.close()
         copy = replace(work, failures=Counter(work.failures), failed_on=Counter(work.failed_on))
         copy.retries = Counter(work.retries)
         copy.loop_lags, copy.respond_times = array("d", work.loop_lags), array("d", work.respond_times)
         copy.gaps = None if work.gaps is None else array("d", work.gaps)
         return copy, [replace(replica.books) for replica in self.replicas]
+
+    @property
+    def queued(self) -> int:
+        """Queries that no replica has been found for yet; to be read on the loop."""
+        return len(self._queue) + len(self._again)
 
     def counts(self) -> Counts:
         work = self._work
@@ -220,6 +231,7 @@ class SUT:
         if not work.began:
             work.began = issued
             work.cpu_began = thread_time()
+            self._beat(work)
         if work.issued == work.completed:
             self._moved = issued
         work.issued += len(ids)
@@ -498,6 +510,14 @@ class SUT:
             now = perf_counter()
             work.loop_lags.append(now - due)
             self._loop.call_later(LAG_INTERVAL, self._feel_lag, work, now + LAG_INTERVAL)
+
+    def _beat(self, work: Work) -> None:
+        """One pulse, and the next when the next second of the test is full; a timer may ring a little early."""
+        if work.pulse is not None:
+            now = perf_counter()
+            work.pulse(work, now)
+            due = work.began + (round((now - work.began) / PULSE) + 1) * PULSE
+            self._loop.call_later(due - now, self._beat, work)
 
     def _fail(self, flight: Flight, why: QueryFailed) -> None:
         flight.replica.backend.cancel(flight.query)

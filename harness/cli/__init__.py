@@ -17,12 +17,14 @@ import click
 
 from harness import __version__
 from harness.cli.accuracy import accuracy
+from harness.cli.compare import compare
 from harness.cli.compliance import compliance
 from harness.cli.context import context
 from harness.cli.dataset import dataset
 from harness.cli.run import run
 from harness.cli.submission import submission
 from harness.cli.sweep import sweep
+from harness.cli.track import track
 
 USAGE, SETUP, INTERRUPTED = 2, 3, 130
 
@@ -49,7 +51,7 @@ def cli() -> None:
     """
 
 
-for command in (run, context, dataset, accuracy, compliance, submission, sweep):
+for command in (run, context, dataset, accuracy, compliance, submission, sweep, compare, track):
     cli.add_command(command)
 
 

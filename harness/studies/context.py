@@ -413,7 +413,17 @@ def measured(found: Explored, probe: Probe, result: RunResult) -> dict[str, Any]
         "tpot_s": tpot,
         "latency_s": latency,
         "total_tokens_per_s": probe.total / latency if latency else None,
+        **of_telemetry(result.content.get("telemetry") or {}),
     }
+
+
+def of_telemetry(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """What a run's timeline adds: the devices' memory at its peak, in bytes, and how full the KV cache was seen, from 0
+    to 1. It looks once a second: a short answer may have come and gone between two looks."""
+    series = summary.get("series", {})
+    devices = [own["memory_bytes"]["max"] for name, own in series.items() if "gpu-" in name and "memory_bytes" in own]
+    fullest = [own["kv_cache_usage"]["max"] for own in series.values() if "kv_cache_usage" in own]
+    return {"device_memory_bytes": sum(devices) if devices else None, "kv_cache_seen": max(fullest, default=None)}
 
 
 def times_of(folder: Path) -> list[float]:
@@ -493,6 +503,7 @@ COLUMNS = [
     Column("latency_s", "whole", milliseconds),
     Column("total_tokens_per_s", "total tokens/s", ",.0f"),
     Column("memory_bytes", "memory", gigabytes),
+    Column("device_memory_bytes", "GPU memory", gigabytes),
     Column("kv_cache_share", "of KV cache", ".1%"),
     Column("verdict", ""),
 ]

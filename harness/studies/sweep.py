@@ -301,7 +301,7 @@ def summary(row: Row) -> str:
 
 def find(asked: Sweep, config: RunConfig, rows: Sequence[Row]) -> Findings:
     best = knee(rows)
-    marked = [{**row, "mark": mark(row, best)} for row in rows]
+    marked = [{**row, "mark": mark(row, best, not asked.closed and fell_short(row, rows))} for row in rows]
     bounds = limits(config)
     return Findings(
         "sweep",
@@ -314,10 +314,19 @@ def find(asked: Sweep, config: RunConfig, rows: Sequence[Row]) -> Findings:
     )
 
 
-def mark(row: Row, best: Row | None) -> str:
+def fell_short(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether a rate was too much although a higher one was served more than that: no load explains it."""
+    return overloaded(row) and any(
+        other["measured"] and other["load"] > row["load"] and other["samples_per_second"] > 0.95 * row["load"]
+        for other in rows
+    )
+
+
+def mark(row: Row, best: Row | None, short: bool) -> str:
     """What the table says beside a point."""
     words = ["knee"] if row is best else []
     words += ["client-limited"] if row["client_limited"] else []
+    words += ["fell short"] if short else []
     return ", ".join(words + ([] if row["measured"] else ["not measured"]))
 
 
@@ -345,8 +354,11 @@ def headline(asked: Sweep, rows: Sequence[Row], best: Row | None) -> str:
     said += f" Most: {most['samples_per_second']:,.1f} samples/s, at {most['load']:g} {asked.unit}."
     if asked.closed:
         return said
-    valid = [row["load"] for row in rows if row["valid"]]
-    return f"{said} " + (f"LoadGen calls up to {max(valid):g} VALID." if valid else "LoadGen calls none VALID.")
+    highest = max((row["load"] for row in rows if row["valid"]), default=None)
+    if highest is None:
+        return f"{said} LoadGen calls none VALID."
+    gaps = any(row["load"] < highest and not row["valid"] for row in rows)
+    return f"{said} LoadGen calls {highest:g} VALID, and nothing above{', but not all below' * gaps}."
 
 
 def figures(row: Row) -> str:
@@ -373,6 +385,8 @@ def notes(asked: Sweep, rows: Sequence[Row], bounds: Mapping[str, float]) -> lis
         said.append(f"LoadGen's limits at p99: {shown(bounds)}.")
     if any(row["client_limited"] for row in rows):
         said.append("client-limited: the harness itself was in the way there, so its figures are not the system's.")
+    if not asked.closed and any(fell_short(row, rows) for row in rows):
+        said.append("fell short: more was served at a higher load, so something else disturbed it: sweep again.")
     bad = [row for row in rows if not row["valid"]]
     said += [f"{row['load']:g} {asked.unit}: {row['why']}" for row in bad[:2]]
     if len(bad) > 2:

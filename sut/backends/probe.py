@@ -42,6 +42,9 @@ GREEDY_TRIES, GREEDY_TOKENS = 4, 16
 LOOK_LIMIT = 10.0
 """Seconds that a look at a replica may take."""
 
+METRICS_LIMIT = 5.0
+"""Seconds that a server has for its metrics before the clock starts."""
+
 
 class Prompts:
     """All samples' prompts as JSON, rendered once for all replicas that take them in the same form."""
@@ -157,7 +160,6 @@ class Probe:
         if status == 200:
             with suppress(*UNREADABLE, AttributeError):
                 version = msgspec.json.decode(body).get("version")
-        metrics = await self._get("/metrics")
         return {
             "url": str(self._origin),
             "dialect": dialect.name,
@@ -167,9 +169,18 @@ class Probe:
             "answers": "token ids" if dialect.ids_out else "text",
             "model": model,
             "version": version,
-            "prefix_caching": prefix_caching(*metrics),
-            "kv_cache_tokens": kv_cache_tokens(*metrics),
+            **await self._cache(),
             "tokenizer": await self._compare_tokenizers(model),
+        }
+
+    async def _cache(self) -> dict[str, bool | int | None]:
+        """None too where /metrics do not answer: nothing else depends on them."""
+        status, metrics = 0, b""
+        with suppress(QueryFailed, TimeoutError):
+            status, metrics = await self._get("/metrics", METRICS_LIMIT)
+        return {
+            "prefix_caching": prefix_caching(status, metrics),
+            "kv_cache_tokens": kv_cache_tokens(status, metrics),
         }
 
     async def _check_greedy(self, model: str, dialect: Dialect) -> None:

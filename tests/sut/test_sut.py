@@ -937,6 +937,41 @@ def test_each_replica_is_tried_once_and_the_last_failure_stands():
     assert {outcome.attempts for outcome in responder.outcomes.values()} == {3}
 
 
+def test_a_test_has_a_pulse_from_its_first_callback_to_its_end(monkeypatch):
+    monkeypatch.setattr("sut.sut.PULSE", 0.05)
+    held, beats, threads = Scripted(), [], set()
+
+    def pulse(work: Work, now: float) -> None:
+        threads.add(threading.current_thread().name)
+        beats.append((work.issued, work.completed, now))
+
+    with bench(held, stream=False) as it:
+        it.work.pulse = pulse
+        it.settle()
+        assert beats == []  # not before the first callback
+        it.issue(1, 2)
+        it.settle()
+        assert beats[0][:2] == (0, 0)  # and then before anything is counted
+        while len(beats) < 4:
+            time.sleep(0.01)
+        it.on_loop(lambda: held.finish(1))
+        it.responder.wait(1)
+        it.sut.end()
+        assert beats[-1][:2] == (2, 1)
+        number = len(beats)
+        time.sleep(0.15)
+        assert len(beats) == number
+    gaps = np.diff([now for _, _, now in beats[:-1]])
+    assert gaps.min() > 0.02
+    assert threads == {"sut-loop"}
+
+
+def test_a_test_that_never_began_has_no_pulse():
+    with bench(echo()) as it:
+        it.work.pulse = lambda *_: pytest.fail("nothing has happened")
+        it.sut.end()
+
+
 def test_the_books_of_a_test_that_has_ended_change_no_more():
     held = Scripted()
     with bench(held, stream=False) as it:

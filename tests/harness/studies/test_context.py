@@ -307,6 +307,22 @@ def test_a_run_that_fails_says_that_its_length_does_not_fit_after_all(
     assert (row["verdict"], row.get("ttft_s")) == (DIED, None)
 
 
+def test_what_the_timeline_saw_is_in_the_rows(remote: RunConfig) -> None:
+    series = {
+        "gpu-0": {"memory_bytes": {"mean": 1.0, "max": 60e9}, "power_w": {"mean": 1.0, "max": 2.0}},
+        "gpu-1": {"memory_bytes": {"mean": 1.0, "max": 61e9}},
+        "remote-0": {"kv_cache_usage": {"mean": 0.1, "max": 0.25}, "prompt_tokens": 7.0},
+        "host": {},
+    }
+    found = found_of(remote, "a", [probe(1000)])
+    found.points[1000] = run(remote.output_dir, 0.1, telemetry={"series": series})
+    (row,) = context.rows_of(found)
+    assert (row["device_memory_bytes"], row["kv_cache_seen"]) == (121e9, 0.25)
+    found.points[1000] = run(remote.output_dir, 0.1, telemetry=None)
+    (row,) = context.rows_of(found)
+    assert (row["device_memory_bytes"], row["kv_cache_seen"]) == (None, None)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_figure_marks_each_edge_with_its_reason(remote: RunConfig, count: int) -> None:
     probes = [probe(1000), probe(2000), probe(2001, REFUSED, status=400)]

@@ -257,7 +257,7 @@ def test_the_findings_name_the_knee_the_most_and_the_highest_valid() -> None:
     found = find(RATES, echo(), CURVE)
     assert found.headline == (
         "The knee lies at 4 queries/s: 4.0 samples/s, 120 tokens/s, TTFT p99 330.0 ms. Most: 6.0 samples/s, at 8 "
-        "queries/s. LoadGen calls up to 4 VALID."
+        "queries/s. LoadGen calls 4 VALID, and nothing above."
     )
     text = as_text(found)
     assert "client-limited: the harness itself was in the way there" in text
@@ -266,6 +266,14 @@ def test_the_findings_name_the_knee_the_most_and_the_highest_valid() -> None:
     assert "The time between two tokens is not known" in text
     assert [one["mark"] for one in found.rows] == ["", "client-limited", "knee", "", "not measured"]
     assert found.extra == {"axis": "rates", "knee": 4, "limits": {"ttft": 2.0, "tpot": 0.2}}
+
+
+def test_a_point_that_was_disturbed_is_said_to_be() -> None:
+    bad = {"valid": False, "loadgen": "INVALID", "why": "LoadGen says INVALID"}
+    found = find(RATES, echo(), [row(10, 10, 0.2), row(20, 9, 5.0, **bad), row(40, 38, 0.3), row(80, 45, 9.0, **bad)])
+    assert [one["mark"] for one in found.rows] == ["", "fell short", "knee", ""], "80 is beyond what can be served"
+    assert any(note.startswith("fell short: more was served at a higher load") for note in found.notes)
+    assert found.headline.endswith("LoadGen calls 40 VALID, and nothing above, but not all below.")
 
 
 def test_a_closed_loop_has_no_verdict_on_latency() -> None:

@@ -19,6 +19,7 @@ from harness import __version__
 from harness.cli.accuracy import accuracy
 from harness.cli.compare import compare
 from harness.cli.compliance import compliance
+from harness.cli.context import context
 from harness.cli.dataset import dataset
 from harness.cli.report import report
 from harness.cli.run import run
@@ -51,7 +52,7 @@ def cli() -> None:
     """
 
 
-for command in (run, dataset, accuracy, compliance, submission, sweep, compare, report, track):
+for command in (run, dataset, accuracy, compliance, submission, sweep, context, compare, report, track):
     cli.add_command(command)
 
 

@@ -48,8 +48,8 @@ MOST_POINTS, USUAL_POINTS, STEP, DOWN = 16, 10, 2.0, 4.0
 FEWEST = 3
 """Points that a knee needs."""
 
-GROWTH, SLOWER = 1.1, 1.5
-"""Beyond saturation: twice the load brings less than a tenth more throughput, and takes half as long again."""
+GROWTH, SLOWER = 1.15, 2.0
+"""Beyond saturation: four times the load brings less than this times the throughput, and takes longer than this."""
 
 
 @dataclass(frozen=True)
@@ -191,18 +191,20 @@ def overloaded(row: Row) -> bool:
 
 
 def saturated(rows: Sequence[Row], closed: bool) -> bool:
-    """Whether the highest point lies beyond saturation, or so far that queries fail: twice the load has brought hardly
-    more and taken longer, or both rates were more than what was served (that, noise cannot hide)."""
+    """Whether the highest point lies beyond saturation, or so far that queries fail: two steps have brought hardly more
+    and taken longer, or both rates were more than what was served. One step may be a dip of a noisy machine."""
     last = rows[-1]
     if not last["measured"]:
         return True
-    half = [row for row in rows if row["measured"] and row["load"] <= last["load"] / STEP * 1.01]
-    if not half:
+    one = [row for row in rows if row["measured"] and row["load"] <= last["load"] / STEP * 1.01]
+    two = [row for row in one if row["load"] <= last["load"] / STEP**2 * 1.01]
+    if one and not closed and overloaded(one[-1]) and overloaded(last):
+        return True
+    if not two:
         return False
-    grown = last["samples_per_second"] / half[-1]["samples_per_second"]
-    slower = last["latency_mean_s"] / half[-1]["latency_mean_s"]
-    both = not closed and overloaded(half[-1]) and overloaded(last)
-    return both or bool(grown < GROWTH and slower > SLOWER)
+    before = max(row["samples_per_second"] for row in two)
+    reached = max(last["samples_per_second"], one[-1]["samples_per_second"])
+    return bool(reached < GROWTH * before and last["latency_mean_s"] > SLOWER * two[-1]["latency_mean_s"])
 
 
 def between(asked: Sweep, rows: Sequence[Row]) -> float | None:

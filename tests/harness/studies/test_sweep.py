@@ -133,7 +133,7 @@ def test_a_list_is_gone_through_in_order_whatever_happens() -> None:
         ([row(5, 2, 40)], 1.25),  # the first is too much: down
         ([failed(5)], None),  # nothing works: no use in going on
         ([row(5, 5, 1), failed(10)], 10.0 / 2**0.5),  # queries fail beyond: what lies between
-        ([row(5, 5, 1), row(10, 5.1, 20)], 5 * 2**0.5),  # saturated: between knee and neighbour
+        ([row(5, 5, 1), row(10, 5.1, 20), row(20, 5.1, 60)], 5 * 2**0.5),  # saturated: between knee and neighbour
     ],
 )
 def test_the_next_rate(rows: list[Row], after: float | None) -> None:
@@ -142,18 +142,21 @@ def test_the_next_rate(rows: list[Row], after: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "beyond"),
+    ("rows", "beyond"),
     [
-        (row(4, 4, 1), row(8, 7.9, 1.2), False),  # it still grows
-        (row(4, 4, 1), row(8, 4.2, 1.9), True),  # as much, and slower
-        (row(4, 4, 1), row(8, 4.2, 1.1), False),  # no slower: something else holds it up
-        (row(4, 4, 1), row(5, 4.1, 2.0), False),  # too near to tell
-        (row(4, 4, 1), failed(8), True),  # queries fail
-        (failed(4), row(8, 8, 1), False),  # nothing to compare with
+        ([row(4, 4, 1), row(8, 8, 1.1), row(16, 15, 1.2)], False),  # it still grows
+        ([row(4, 4, 1), row(8, 4.3, 1.9), row(16, 4.4, 3.8)], True),  # as much, and slower
+        ([row(4, 4, 1), row(8, 4.2, 1.9)], False),  # one step may be a dip of the machine
+        ([row(4, 4, 1), row(8, 3.0, 2.6), row(16, 7, 2.2)], False),  # as here
+        ([row(4, 4, 1), row(8, 7, 1.1), row(16, 4.2, 3.8)], False),  # or here
+        ([row(4, 4, 1), row(8, 4.2, 1.0), row(16, 4.2, 1.1)], False),  # no slower: something else holds it up
+        ([row(4, 4, 1), row(5, 4.1, 2.0)], False),  # too near to tell
+        ([row(4, 4, 1), failed(8)], True),  # queries fail
+        ([failed(4), row(8, 8, 1)], False),  # nothing to compare with
     ],
 )
-def test_saturation(first: Row, second: Row, beyond: bool) -> None:
-    assert saturated([first, second], closed=True) is beyond
+def test_saturation(rows: list[Row], beyond: bool) -> None:
+    assert saturated(rows, closed=True) is beyond
 
 
 def test_two_rates_that_were_too_much_are_enough_however_they_compare() -> None:

@@ -28,6 +28,7 @@ from harness.progress import Progress
 from harness.recorder import Recorder
 from harness.results import Facts, RunResult
 from harness.tables import REFERENCE
+from harness.tally import Tally
 from sut.backends import Plan, make_backends
 from sut.dispatch import Books, Replica
 from sut.errors import ConfigError, SetupError
@@ -37,7 +38,7 @@ from sut.sut import SUT
 from sut.work import Work
 
 if TYPE_CHECKING:
-    from harness.loadgen import Run
+    from harness.loadgen import Bridge, Run
 
 POLL = 0.1
 """Seconds between two looks at a running test."""
@@ -211,11 +212,16 @@ def journal_head(config: RunConfig, samples: Samples) -> dict[str, Any]:
 
 
 def run_test(
-    config: RunConfig, system: System, progress: Progress, proven: Mapping[str, Any] | None = None
+    config: RunConfig,
+    system: System,
+    progress: Progress,
+    proven: Mapping[str, Any] | None = None,
+    tally: Tally | None = None,
 ) -> RunResult:
     """Run one LoadGen test on a SUT that is up, and save its result; only waiting and scoring can be interrupted.
 
-    `proven` is the accuracy that another test on the same SUT has shown, for one that shows none by itself.
+    `proven` is the accuracy that another test on the same SUT has shown, for one that shows none by itself. With a
+    `tally` a test is brought to an end as soon as it cannot be VALID any more.
     """
     # A stray audit.config is never picked up, but a submitter should know that it lies there.
     stray_audit = Path("audit.config").exists() and config.audit_config is None
@@ -226,7 +232,7 @@ def run_test(
     known = journal.known if journal is not None else {}
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        facts = drive_loadgen(config, system, recorder, progress, journal)
+        facts = drive_loadgen(config, system, recorder, progress, journal, tally)
         scores: dict[str, Any] = dict(proven or {"passed": None, "why": why_unscored(config, facts)})
         answered = None
         if config.mode == "accuracy" and facts.status == "complete":
@@ -314,7 +320,12 @@ def describe_environment(system: System) -> dict[str, Any]:
 
 
 def drive_loadgen(
-    config: RunConfig, system: System, recorder: Recorder, progress: Progress, journal: Journal | None
+    config: RunConfig,
+    system: System,
+    recorder: Recorder,
+    progress: Progress,
+    journal: Journal | None,
+    tally: Tally | None = None,
 ) -> Facts:
     """One StartTest from beginning to end, or to the moment it is stopped; leaves with signals ignored."""
     from harness import loadgen
@@ -324,7 +335,7 @@ def drive_loadgen(
     override = config.settings.get("performance_sample_count_override", config.row.performance_samples)
     loaded = min(len(samples), int(override))
     sut.prepare(samples.prompts)
-    bridge = loadgen.Bridge(recorder, journal)
+    bridge = loadgen.Bridge(recorder, journal, tally)
     known = journal.known if journal is not None else {}
     sut.begin(Work(samples.prompt, config.stream, config.generation.max_tokens, bridge, known))
     audit = folder / AUDIT_FILE if config.audit_text is not None else None
@@ -334,6 +345,8 @@ def drive_loadgen(
     cpu = time.process_time()
     try:
         test.start()
+        if tally is not None:
+            watch_hopes(test, sut, tally, bridge, config, progress)
         status, stopped_by = watch(test, sut, config, len(samples), progress)
         ignore_signals()
     except KeyboardInterrupt as reason:
@@ -359,6 +372,24 @@ def watch(test: Run, sut: SUT, config: RunConfig, samples: int, progress: Progre
     if test.error is not None:
         sut.abandon(f"LoadGen ended with {type(test.error).__name__}: {test.error}.")
     return ("complete", None) if sut.aborted is None else ("aborted", sut.aborted)
+
+
+def watch_hopes(
+    test: Run, sut: SUT, tally: Tally, bridge: Bridge, config: RunConfig, progress: Progress
+) -> None:
+    """Wait for the end of a test that may turn out to be hopeless, and then see to it that it ends: LoadGen, which
+    cannot be told to stop, stops when too many queries are outstanding."""
+    title = f"{config.scenario} at {config.settings['target_qps']:g} queries/s"
+    while not test.done.wait(POLL) and sut.aborted is None and (why := tally.hopeless()) is None:
+        progress.update(title, sut.counts(), None)
+    if test.done.is_set() or sut.aborted is not None:
+        return
+    sut.run(bridge.hold())
+    while not test.issued.wait(POLL):
+        progress.update(f"{title}, hopeless", sut.counts(), None)
+    sut.run(sut.cut(f"the test was hopeless: {why}"))
+    sut.run(bridge.release())
+    test.done.wait()
 
 
 def gather_facts(

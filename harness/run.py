@@ -374,9 +374,7 @@ def watch(test: Run, sut: SUT, config: RunConfig, samples: int, progress: Progre
     return ("complete", None) if sut.aborted is None else ("aborted", sut.aborted)
 
 
-def watch_hopes(
-    test: Run, sut: SUT, tally: Tally, bridge: Bridge, config: RunConfig, progress: Progress
-) -> None:
+def watch_hopes(test: Run, sut: SUT, tally: Tally, bridge: Bridge, config: RunConfig, progress: Progress) -> None:
     """Wait for the end of a test that may turn out to be hopeless, and then see to it that it ends: LoadGen, which
     cannot be told to stop, stops when too many queries are outstanding."""
     title = f"{config.scenario} at {config.settings['target_qps']:g} queries/s"

@@ -110,7 +110,7 @@ def full_test(rate: float, terms: Terms) -> Ask:
 REAL_SECONDS = 60.0
 ECHO = {"slots": 128, "ttft": 0.02, "tpot": 0.004, "tokens": "20-120", "jitter": 0.2}
 REAL_CAPACITY = 128 / (0.02 + 0.004 * 69)
-AT_ONCE = 6
+AT_ONCE = 10
 """Seeds side by side: each needs some percent of a core."""
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.early_stopping import allowed_over
-from harness.schedule import Times, count_queries, unit_schedule
+from harness.schedule import Times, count_queries
 from harness.studies.replay import highest_but
-from harness.studies.search import FULL, Ask, Limits, Probe, Terms
+from harness.studies.search import FULL, Ask, Probe, Terms
 
 LENGTH = 400_000
 """Queries that a schedule is made of, more than any test here has."""
@@ -27,8 +27,8 @@ LENGTH = 400_000
 
 @dataclass(frozen=True)
 class VirtualServer:
-    """Times in seconds; answers of `tokens` (lowest, highest) tokens; all that is random comes from `seed`: the answers'
-    lengths, the pace of each query (`jitter`) and, with `noise`, that of each test."""
+    """Times in seconds; answers of `tokens` (lowest, highest) tokens. All that is random comes from `seed`: the lengths
+    of answers, the pace of each query (`jitter`) and, with `noise`, that of each test."""
 
     slots: int = 64
     ttft: float = 0.05

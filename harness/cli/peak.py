@@ -16,8 +16,11 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 @click.command()
 @study_options(scenario="Server")
 @click.option("--offline-result", type=FOLDER, help="A saved Offline run: begin near what it reached.")
-@click.option("--repeats", type=COUNT,
-              help="How often the peak must be VALID.  [default: 3, or 1 where a test lasts two minutes or more]")
+@click.option(
+    "--repeats",
+    type=COUNT,
+    help="How often the peak must be VALID.  [default: 3, or 1 where a test lasts two minutes or more]",
+)
 @click.option("--quick", is_flag=True, help="No tests of full length: an estimate from short ones.")
 @click.option("--confirm", is_flag=True, help="At the end the test itself at the peak, as `run` would run it.")
 def peak(
@@ -71,5 +74,3 @@ def peak(
         good = answer.rate is not None and (confirmation is None or bool(confirmation.result["valid"]))
         code = conclude(folder, found, as_json, 0 if good else 4)
     return code
-
-

@@ -116,7 +116,9 @@ def search(rig: Rig, terms: Terms) -> tuple[list[Made], Answer]:
     while isinstance(step, Ask):
         made.append(make_probe(rig, terms, step, f"{len(made) + 1:02}-{step.level}-{step.rate:g}"))
         if made[-1].probe is None:
-            return made, Answer(None, note=f"the probe at {step.rate:g} queries/s tells nothing: {why(made[-1].result)}")
+            return made, Answer(
+                None, note=f"the probe at {step.rate:g} queries/s tells nothing: {why(made[-1].result)}"
+            )
         step = next_step(terms, [one.probe for one in made if one.probe is not None])
     return made, step
 
@@ -128,7 +130,8 @@ def make_probe(rig: Rig, terms: Terms, ask: Ask, name: str, to_the_end: bool = F
     over = allowed_over(terms.count(ask.rate, ask.seconds, ask.queries, terms.whole if ask.full else 1))
     limits = terms.limits
     tally = None if to_the_end else Tally(limits.ttft, limits.tpot, over)
-    rig.progress.say(f"{name}: {ask.rate:g} queries/s …")
+    if saved is None:
+        rig.progress.say(f"{name}: {ask.rate:g} queries/s, at least {ask.seconds:g} s …")
     result = rig.point(name, settings_of(ask, terms, to_the_end), tally=tally)
     return Made(name, ask, result, read_probe(result, ask, over, terms))
 
@@ -263,7 +266,9 @@ def headline(config: RunConfig, terms: Terms, answer: Answer, confirmation: Made
     if answer.rate is None:
         return f"NO VALID RATE of {what} was found: {answer.note}."
     if confirmation is not None and not confirmation.result["valid"]:
-        return f"NOT CONFIRMED: {what} at {answer.rate:g} queries/s is INVALID at full length: {why(confirmation.result)}."
+        return (
+            f"NOT CONFIRMED: {what} at {answer.rate:g} queries/s is INVALID at full length: {why(confirmation.result)}."
+        )
     if confirmation is not None:
         return f"PEAK {answer.rate:g} queries/s of {what}, confirmed at full length."
     if answer.confirmed:
@@ -274,13 +279,15 @@ def headline(config: RunConfig, terms: Terms, answer: Answer, confirmation: Made
 def notes(terms: Terms, made: Sequence[Made], answer: Answer, confirmation: Made | None) -> list[str]:
     said = []
     if answer.rate is not None:
-        invalid = [one.ask.rate for one in made if one.ask.full and not one.result["valid"] and one.ask.rate > answer.rate]
+        invalid = [
+            one.ask.rate for one in made if one.ask.full and not one.result["valid"] and one.ask.rate > answer.rate
+        ]
         if invalid:
             said.append(f"The next rate above it that was tried, {min(invalid):g}, is INVALID.")
         if answer.note:
             said.append(f"{answer.note[0].upper()}{answer.note[1:]}.")
         if not answer.confirmed and confirmation is None:
-            said.append("What short probes point to may be off by some percent: leave --quick out, or add --confirm.")
+            said.append("What short probes point to may be off by up to a tenth: leave --quick out, or add --confirm.")
     if limited := [f"{one.ask.rate:g}" for one in made if one.result["client_limited"]]:
         said.append(f"Client-limited, the harness itself was in the way: at {', '.join(limited)} queries/s.")
     return said

@@ -21,8 +21,9 @@ STEPS = 18
 
 def waits(schedule: Times, load: float) -> Times:
     """Each query's wait, in service times, where a unit schedule is offered at this share of the capacity."""
-    ahead = np.arange(len(schedule)) - schedule / load
-    return ahead - np.minimum.accumulate(ahead)
+    ahead: Times = np.arange(len(schedule)) - schedule / load
+    behind: Times = ahead - np.minimum.accumulate(ahead)
+    return behind
 
 
 def highest_but(values: Times, over: int) -> float:

@@ -3,25 +3,25 @@ and goes on after a crash by itself.
 
 Near its capacity a server's queue takes minutes to build up: a probe of T seconds misses an excess of rate below
 limit / T. So a verdict holds for its own length only, and the search asks of each probe more than its verdict: its
-decisive latencies, those that the queries that may be over the limit leave as the highest, and what they say about a
-test of full length (replay.py). Three stages:
+decisive latency, which only as many queries exceed as LoadGen allows, and what that says about a test of full length
+(replay.py). Two stages:
 
 1. short probes, each at the rate that the one before it points to, until one is where it points to itself;
-2. tests of full length, from above, since one that is hopeless is soon over and one that is valid takes all of its time:
-   until LoadGen calls one VALID and there is nothing more to be had above it. Runs are noisy: where the tests do not
-   agree, the rate must be valid as often as it is tried.
+2. tests of full length, until one is VALID and one at most TOLERANCE above it is not. One that is hopeless is soon over
+   and one that is valid takes all of its time, so they come from where the short ones point to and not from below. Runs
+   are noisy: the best rate must be valid `times` times, and a rate that was not valid once is none.
 
-A `quick` search asks for estimates in place of stage 2: some longer probes at the edge, and the median of what they
-point to.
+A `quick` search has estimates for its stage 2: some longer probes at the edge, and the median of what they point to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from math import log, sqrt
+from math import inf, log, sqrt
 from statistics import median
+
+import numpy as np
 
 from harness.early_stopping import allowed_over, needed
 from harness.schedule import Times, count_queries, unit_schedule
@@ -50,7 +50,11 @@ HOPEFUL = 0.88
 STRIDE = 0.04
 """The first step down from a test that does not tell where the peak is; each further one is twice as long."""
 
-MOST_PROBES, MOST_STEPS = 40, 12
+MOST_ARRIVALS = 500_000
+"""Queries of a schedule that are computed: more are counted by their mean."""
+
+MOST_PROBES, MOST_STEPS = 40, 8
+"""Probes until a search is given up, and those of them until there is an edge to search for at all."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,16 @@ class Terms:
     schedule: list[Times] = field(default_factory=list, compare=False, repr=False)
 
     def arrivals(self, queries: int) -> Times:
-        """The unit schedule's first queries."""
+        """The unit schedule's first queries, or as many of them as are computed."""
+        queries = min(queries, MOST_ARRIVALS)
         if not self.schedule or len(self.schedule[-1]) < queries:
             self.schedule.append(unit_schedule(self.seed, max(65_536, 2 * queries)))
         return self.schedule[-1][:queries]
 
     def count(self, rate: float, seconds: float, queries: int, whole: int) -> int:
         """The queries of a test."""
+        if rate * seconds > MOST_ARRIVALS / 2:
+            return count_queries(np.empty(0), rate, seconds, max(queries, round(rate * seconds)), whole)
         schedule = self.arrivals(max(queries, int(1.5 * rate * seconds) + 1000))
         return count_queries(schedule, rate, seconds, queries, whole)
 
@@ -143,7 +150,7 @@ def next_step(terms: Terms, history: Sequence[Probe]) -> Ask | Answer:
     """The next probe, or the answer."""
     if len(history) >= MOST_PROBES:
         best = _best([probe for probe in history if probe.full])
-        return Answer(best, best is not None, f"no end after {len(history)} probes")
+        return Answer(best, best is not None, f"the search came to no end in {len(history)} probes")
     shorts = [probe for probe in history if probe.level == SHORT]
     if not shorts:
         return _ask(terms, history, SHORT, terms.start)
@@ -165,21 +172,18 @@ def next_step(terms: Terms, history: Sequence[Probe]) -> Ask | Answer:
 
 def _nowhere(terms: Terms, shorts: Sequence[Probe]) -> Answer | None:
     """The end of a search that has no edge to find."""
-    if not shorts:
-        return None
     low, high = _bracket(shorts)
     if low is None:
         slowest = min(shorts, key=lambda probe: probe.rate)
         if slowest.base > terms.limits.ttft:
             return Answer(None, note="even a query that waits for nobody is over the limit on the first token")
         if len(shorts) >= MOST_STEPS:
-            return Answer(None, note=f"not even {slowest.rate:.4g} queries/s are valid")
-    if high is None and low is not None:
+            return Answer(None, note=f"not even {slowest.rate:g} queries/s are")
+    elif high is None:
         fastest = max(shorts, key=lambda probe: probe.rate)
-        if fastest.client_limited:
-            return Answer(low, note="the limits are met as far as this client can offer load: it is the client's peak")
         if len(shorts) >= MOST_STEPS:
-            return Answer(low, note="the limits are met at every rate that was tried")
+            mine = ", and it is the client that limits the fastest of them" if fastest.client_limited else ""
+            return Answer(low, fastest.full, f"the limits are met at every rate that was tried{mine}")
     return None
 
 
@@ -218,8 +222,7 @@ def _toward(terms: Terms, shorts: Sequence[Probe]) -> float:
         least = min(probe.rate for probe in shorts)
         return max(least / 4, min(pointed or least / 2, 0.9 * least))
     if high is None:
-        further = 1 + 0.25 * 2.0 ** len(shorts)
-        return low * min(further, max((pointed or 4 * low) / low, 1.1))
+        return low * min(1 + 0.25 * 2.0 ** len(shorts), 5.0, max((pointed or 5 * low) / low, 1.1))
     if pointed is not None and low < pointed < high:
         return pointed
     return sqrt(low * high)
@@ -237,21 +240,31 @@ def _at_full_length(terms: Terms, history: Sequence[Probe], pointed: float) -> A
     if best is not None and worst is not None and worst <= best * (1 + TOLERANCE):
         enough = sum(probe.rate == best for probe in full) >= terms.times
         return Answer(best, confirmed=True) if enough else _ask(terms, history, FULL, best)
-    return _ask(terms, history, FULL, _within(best, worst, _pooled(terms, history, full), len(full)))
+    return _ask(terms, history, FULL, _within(best, worst, _pooled(terms, history, full), _misses(full)))
 
 
-def _within(best: float | None, worst: float | None, told: float | None, tests: int) -> float:
-    """The rate at which the next of the tests leaves least to be tried: where the last one points to, but at least a
-    step from what is known, and just a step from it where that is near."""
+def _within(best: float | None, worst: float | None, told: float | None, misses: int) -> float:
+    """The rate at which the next test leaves least to be tried: where the tests point to, but at least a step from what
+    is known, and just a step from it where that is near. Where they mislead, each of the `misses` in a row doubles the
+    step down."""
     step = 1 + 0.95 * TOLERANCE
+    if told is not None and not (best or 0) / step < told < (worst or inf) * step:
+        told = None  # the tests themselves say otherwise
     if best is None:
         assert worst is not None
-        return worst * max(0.5, 1 - STRIDE * 2.0 ** (tests - 1)) if told is None else min(told, worst / step)
+        if told is None:
+            return worst * max(0.5, 1 - STRIDE * 2.0 ** (misses - 1))
+        return min(told, worst / step) * max(0.5, 1 - (step - 1) * (2.0 ** max(0, misses - 2) - 1))
     if worst is None:
         return best * (1 + STRIDE) if told is None else max(told, best * step)
     if told is None or worst / best <= step**2:
         return sqrt(best * worst)
     return min(max(told, best * step), worst / step)
+
+
+def _misses(full: Sequence[Probe]) -> int:
+    """How many tests in a row, the last ones, were not valid."""
+    return next((number for number, probe in enumerate(reversed(full)) if probe.valid), len(full))
 
 
 def _pooled(terms: Terms, history: Sequence[Probe], full: Sequence[Probe]) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from harness.tally import Tally
 from sut.errors import BackendError
 from sut.query import TOKEN_DTYPE, Outcome, Query
+from tests.harness.conftest import call
 
 PROMPT = np.arange(4, dtype=TOKEN_DTYPE)
 
@@ -45,3 +48,40 @@ def test_more_over_a_limit_than_may_be_is_hopeless(
     tally.done([(query(0), answer(0.3))] * slow + [(query(0), answer(0.1))] * 5)
     tally.done([(query(0), Outcome(np.empty(0, TOKEN_DTYPE), failure=BackendError("no")))] * failed)
     assert tally.hopeless() == says
+
+
+TWO_TESTS = """
+from dataclasses import replace
+from pathlib import Path
+from harness.config import resolve
+from harness.folder import prepare_folder
+from harness.progress import Progress
+from harness.run import check, open_sut, run_test
+from harness.tally import Tally
+
+engine = {"slots": 16, "ttft": 0.01, "tpot": 0.002, "tokens": "20"}
+first = resolve(scenario="Server", backend="echo", engine_arg=engine, samples=64, output_dir=Path("first"))
+first, samples, tokenizer = check(first)
+keys = {"target_qps": 2000.0, "min_duration": 20_000, "min_query_count": 500, "max_async_queries": 300}
+calm = {"target_qps": 150.0, "min_duration": 0, "min_query_count": 500, "max_async_queries": 0}
+first = replace(first, settings={**first.settings, **keys})
+second = replace(first, settings={**first.settings, **calm}, output_dir=Path("second"))
+with Progress(quiet=True) as progress, open_sut(first, samples, tokenizer, progress) as system:
+    run_test(first, system, progress, tally=Tally(0.1, 0.2, 5))
+    prepare_folder(second)
+    run_test(second, system, progress, tally=Tally(1.0, 0.2, 5))
+"""
+
+
+def test_a_hopeless_test_ends_at_once_and_the_next_one_in_its_process_is_none_the_worse(tmp_path: Path) -> None:
+    """Twenty seconds at six times what sixteen slots can serve."""
+    done = call(["-c", TWO_TESTS], tmp_path / "first", tmp_path)
+    assert done.code == 0, done.err
+    first, second = done.result, json.loads((tmp_path / "second/result.json").read_text())
+    assert first["status"] == "complete" and not first["valid"]
+    assert set(first["failures"]["by_kind"]) == {"abandoned"}
+    assert "the test was hopeless: " in first["failures"]["first"]
+    assert any("Too many outstanding queries" in str(line) for line in done.error_lines)
+    assert done.logged["generated_query_count"] > 39_000 > 5_000 > first["queries"]
+    assert second["valid"], second["invalid_reasons"]
+    assert second["failures"]["count"] == 0

@@ -75,7 +75,8 @@ def settings_for(config: RunConfig) -> lg.TestSettings:
 
 
 class Bridge:
-    """Hears of answers from the SUT, on its loop, and tells LoadGen and the recorder.
+    """Hears of answers from the SUT, on its loop, and tells LoadGen and the recorder. With `first_tokens` False LoadGen
+    hears of no first token: Offline has none, also where a closed loop streams to measure them.
 
     A failed query is answered too, without data and without tokens: LoadGen would wait for ever, and its own log then
     shows the error.
@@ -84,9 +85,16 @@ class Bridge:
     outstanding, so answers are held back until it does (`hold`), and then all reported (`release`).
     """
 
-    def __init__(self, recorder: Recorder, journal: Journal | None = None, tally: Tally | None = None) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        journal: Journal | None = None,
+        first_tokens: bool = True,
+        tally: Tally | None = None,
+    ) -> None:
         self._recorder = recorder
         self._journal = journal
+        self._first_tokens = first_tokens
         self._tally = tally
         self._closed = False
         self._held: list[tuple[Query, Outcome]] | None = None
@@ -95,6 +103,8 @@ class Bridge:
         self._cell_address = self._cell.ctypes.data
 
     def first(self, query: Query, ids: Tokens) -> None:
+        if not self._first_tokens:
+            return
         if self._tally is not None:
             self._tally.first(query)
         if len(ids) == 0:  # text: that there is a first token is known, which one is not
@@ -116,7 +126,7 @@ class Bridge:
         responses = []
         for (query, outcome), tokens in zip(finished, answers, strict=True):
             count = len(tokens)
-            if query.stream and not outcome.first_token:
+            if query.stream and not outcome.first_token and self._first_tokens:
                 # LoadGen crashes on logging the end of a streamed sample that never had a first token.
                 lg.FirstTokenComplete([lg.QuerySampleResponse(query.id, 0, 0, 0)])
             # A text without ids is counted by its replica; where there are ids, LoadGen's log must agree with them.

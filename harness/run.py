@@ -10,6 +10,7 @@ import gc
 import signal
 import threading
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ from harness.recorder import Recorder
 from harness.results import Facts, RunResult
 from harness.tables import REFERENCE
 from harness.tally import Tally
+from harness.telemetry import Telemetry
 from sut.backends import Plan, make_backends
 from sut.dispatch import Books, Replica
 from sut.errors import ConfigError, SetupError
@@ -167,7 +169,9 @@ def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
         ca_file=Path(config.ca_file) if config.ca_file else None,
         insecure=config.insecure,
         ready_timeout=config.ready_timeout,
+        ray_address=config.ray_address,
         tokens_now=config.mode != "performance",
+        gauges=not config.no_telemetry,
         codec=tokenizer,
     )
     backends = make_backends(config.backend, plan)
@@ -226,13 +230,15 @@ def run_test(
     # A stray audit.config is never picked up, but a submitter should know that it lies there.
     stray_audit = Path("audit.config").exists() and config.audit_config is None
     recorder = Recorder([replica.name for replica in system.sut.replicas])
+    telemetry = Telemetry(config, system.sut)
     journal = system.journal
     if journal is None and config.mode == "accuracy":
         journal = open_journal(config, system.samples)
     known = journal.known if journal is not None else {}
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        facts = drive_loadgen(config, system, recorder, progress, journal, tally)
+        with telemetry:
+            facts = drive_loadgen(config, system, recorder, progress, journal, telemetry, tally)
         scores: dict[str, Any] = dict(proven or {"passed": None, "why": why_unscored(config, facts)})
         answered = None
         if config.mode == "accuracy" and facts.status == "complete":
@@ -257,6 +263,7 @@ def run_test(
             texts=compare_texts(recorder.texts, system.tokenizer),
             compliance=verify_audit(config) if config.audit and facts.status == "complete" else None,
             resumed=len(known),
+            telemetry=telemetry.save(facts),
         )
         result.save()
         if journal is not None:
@@ -325,6 +332,7 @@ def drive_loadgen(
     recorder: Recorder,
     progress: Progress,
     journal: Journal | None,
+    telemetry: Telemetry,
     tally: Tally | None = None,
 ) -> Facts:
     """One StartTest from beginning to end, or to the moment it is stopped; leaves with signals ignored."""
@@ -335,11 +343,14 @@ def drive_loadgen(
     override = config.settings.get("performance_sample_count_override", config.row.performance_samples)
     loaded = min(len(samples), int(override))
     sut.prepare(samples.prompts)
-    bridge = loadgen.Bridge(recorder, journal, tally)
+    bridge = loadgen.Bridge(recorder, journal, config.loadgen_scenario != "Offline", tally)
     known = journal.known if journal is not None else {}
-    sut.begin(Work(samples.prompt, config.stream, config.generation.max_tokens, bridge, known))
+    gaps = array("d") if config.stream and config.stream_interval == 1 else None
+    pulse, most = telemetry.pulse if telemetry.on else None, config.generation.max_tokens
+    sut.begin(Work(samples.prompt, config.stream, most, bridge, known, config.concurrency, gaps, pulse))
     audit = folder / AUDIT_FILE if config.audit_text is not None else None
     test = loadgen.Run(sut.issue, settings, len(samples), loaded, folder, audit)
+    telemetry.await_ready()
     gc.collect()
     gc.freeze()  # the collector need not walk prompts and engines again and again while the clock runs
     cpu = time.process_time()
@@ -363,6 +374,8 @@ def drive_loadgen(
 def watch(test: Run, sut: SUT, config: RunConfig, samples: int, progress: Progress) -> tuple[str, str | None]:
     """Wait for the end of a test; (status, what stopped it)."""
     title, expected = f"{config.scenario} {config.mode}", expected_queries(config, samples)
+    if config.concurrency is not None:
+        title += f", closed loop of {config.concurrency}"
     while not test.done.wait(POLL):
         progress.update(title, sut.counts(), expected)
         if sut.aborted is not None:
@@ -424,6 +437,7 @@ def gather_facts(
         process_cpu=time.process_time() - cpu,
         loop_lags=work.loop_lags,
         respond_times=work.respond_times,
+        gaps=work.gaps,
     )
 
 
@@ -438,6 +452,8 @@ def expected_queries(config: RunConfig, samples: int) -> int | None:
     settings = config.settings
     duration, rate = settings.get("min_duration", 600_000) / 1000, settings.get("target_qps", 1.0)
     count = max(int(settings.get("min_query_count", 100)), int(1.1 * duration * rate))
+    if not settings.get("sample_concatenate_permutation", 1):
+        return count
     loaded = int(settings.get("performance_sample_count_override", config.row.performance_samples))
     return -(-count // loaded) * loaded  # whole passes over the loaded samples
 

@@ -14,7 +14,7 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 @click.command()
-@study_options(scenario="Server")
+@study_options("concurrency", scenario="Server")
 @click.option("--offline-result", type=FOLDER, help="A saved Offline run: begin near what it reached.")
 @click.option(
     "--repeats",

@@ -160,6 +160,11 @@ class Bridge:
 _latest: Run | None = None
 
 
+def settled() -> bool:
+    """Whether no test is under way."""
+    return _latest is None or _latest.done.is_set()
+
+
 def settle() -> None:
     """Wait for the end of the latest test: one that was stopped still issues until its schedule is over, and a process
     has one LoadGen."""
@@ -187,7 +192,7 @@ class Run(threading.Thread):
 
     def start(self) -> None:
         global _latest
-        assert _latest is None or _latest.done.is_set(), "LoadGen is still at an earlier test"
+        assert settled(), "LoadGen is still at an earlier test"
         _latest = self
         super().start()
 

@@ -179,10 +179,13 @@ def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
     bounded = config.backend == "remote" and not config.stream
     caps = [config.max_in_flight or (backend.capacity if bounded else None) for backend in backends]
     replicas = [Replica(f"{config.backend}-{i}", *pair) for i, pair in enumerate(zip(backends, caps, strict=True))]
+    return SUT(replicas, config.dispatch, deadlines_of(config), resilient=config.failure_policy == "resilient")
+
+
+def deadlines_of(config: RunConfig) -> Deadlines:
     # A vLLM engine whose frames are as few as can be says nothing between an answer's first token and its end.
     frames = config.backend == "echo" or config.stream_interval is not None
-    deadlines = Deadlines(config.first_token_timeout, config.stall_timeout, config.request_timeout, each=frames)
-    return SUT(replicas, config.dispatch, deadlines, resilient=config.failure_policy == "resilient")
+    return Deadlines(config.first_token_timeout, config.stall_timeout, config.request_timeout, each=frames)
 
 
 def take_up(config: RunConfig, samples: Samples) -> Journal:
@@ -194,7 +197,7 @@ def take_up(config: RunConfig, samples: Samples) -> Journal:
 
 
 HARMLESS = {"max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "slots", "ttft", "tpot", "jitter"}
-HARMLESS |= {"slowdown", "fault", "fault_every", "fault_replica", "down"}
+HARMLESS |= {"prefill", "slowdown", "fault", "fault_every", "fault_replica", "down"}
 """Engine arguments that change how quickly answers come, and not what they are."""
 
 
@@ -347,7 +350,8 @@ def drive_loadgen(
     known = journal.known if journal is not None else {}
     gaps = array("d") if config.stream and config.stream_interval == 1 else None
     pulse, most = telemetry.pulse if telemetry.on else None, config.generation.max_tokens
-    sut.begin(Work(samples.prompt, config.stream, most, bridge, known, config.concurrency, gaps, pulse))
+    own = deadlines_of(config)
+    sut.begin(Work(samples.prompt, config.stream, most, bridge, known, config.concurrency, gaps, pulse, own))
     audit = folder / AUDIT_FILE if config.audit_text is not None else None
     test = loadgen.Run(sut.issue, settings, len(samples), loaded, folder, audit)
     telemetry.await_ready()

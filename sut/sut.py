@@ -82,7 +82,7 @@ class SUT:
         self._dispatch = dispatch
         self._policy: Policy = make_policy(dispatch, self.replicas)
         self._caps = [replica.cap for replica in self.replicas]
-        self._deadlines = deadlines or Deadlines()
+        self._usual = self._deadlines = deadlines or Deadlines()
         self._resilient = resilient
         self._sinks = {replica: ReplicaSink(self, replica) for replica in self.replicas}
         self._flights: dict[int, Flight] = {}
@@ -169,6 +169,7 @@ class SUT:
 
     async def _begin(self, work: Work) -> None:
         self._work = work
+        self._deadlines = work.deadlines or self._usual
         self.aborted = None
         self._feel_lag(work, perf_counter())
         self._places, self._out, self._gaps = work.concurrency, 0, work.gaps

@@ -19,6 +19,7 @@ from harness import __version__
 from harness.cli.accuracy import accuracy
 from harness.cli.compare import compare
 from harness.cli.compliance import compliance
+from harness.cli.context import context
 from harness.cli.dataset import dataset
 from harness.cli.peak import peak
 from harness.cli.report import report
@@ -52,7 +53,7 @@ def cli() -> None:
     """
 
 
-for command in (run, dataset, accuracy, compliance, submission, peak, sweep, compare, report, track):
+for command in (run, dataset, accuracy, compliance, submission, peak, sweep, context, compare, report, track):
     cli.add_command(command)
 
 

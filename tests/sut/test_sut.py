@@ -574,6 +574,23 @@ def test_a_request_that_is_not_complete_in_time_is_cancelled_and_fails(stream):
     assert stuck.held == {}, "the replica no longer works on what nobody waits for"
 
 
+def test_a_test_may_have_deadlines_of_its_own():
+    with bench(Scripted(), Scripted(), deadlines=Deadlines(stall=None)) as it:
+        for own, kinds in ((Deadlines(request=0.05, stall=None), {"timed_out": 1}), (None, {})):
+            responder = Recorder()
+            it.sut.begin(Work(it.work.prompt, True, 8, responder, deadlines=own))
+            it.issue(1)
+            if kinds:
+                responder.wait(1)
+            else:
+                it.sut.run(asyncio.sleep(0.2))
+                assert not responder.heard, "the SUT's own have no limit for a request"
+                it.sut.abandon("enough")
+                it.sut.end()
+                kinds = {"abandoned": 1}
+            assert responder.kinds() == kinds
+
+
 def test_a_test_that_does_not_move_is_given_up_with_a_sentence():
     with bench(echo(0), Scripted(), stream=False, deadlines=Deadlines(stall=0.3)) as it:
         responder = it.serve(2)

@@ -29,6 +29,7 @@ from harness.progress import Progress
 from harness.recorder import Recorder
 from harness.results import Facts, RunResult
 from harness.tables import REFERENCE
+from harness.tally import Tally
 from harness.telemetry import Telemetry
 from sut.backends import Plan, make_backends
 from sut.dispatch import Books, Replica
@@ -39,7 +40,7 @@ from sut.sut import SUT
 from sut.work import Work
 
 if TYPE_CHECKING:
-    from harness.loadgen import Run
+    from harness.loadgen import Bridge, Run
 
 POLL = 0.1
 """Seconds between two looks at a running test."""
@@ -218,11 +219,16 @@ def journal_head(config: RunConfig, samples: Samples) -> dict[str, Any]:
 
 
 def run_test(
-    config: RunConfig, system: System, progress: Progress, proven: Mapping[str, Any] | None = None
+    config: RunConfig,
+    system: System,
+    progress: Progress,
+    proven: Mapping[str, Any] | None = None,
+    tally: Tally | None = None,
 ) -> RunResult:
     """Run one LoadGen test on a SUT that is up, and save its result; only waiting and scoring can be interrupted.
 
-    `proven` is the accuracy that another test on the same SUT has shown, for one that shows none by itself.
+    `proven` is the accuracy that another test on the same SUT has shown, for one that shows none by itself. With a
+    `tally` a test is brought to an end as soon as it cannot be VALID any more.
     """
     # A stray audit.config is never picked up, but a submitter should know that it lies there.
     stray_audit = Path("audit.config").exists() and config.audit_config is None
@@ -235,7 +241,7 @@ def run_test(
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with telemetry:
-            facts = drive_loadgen(config, system, recorder, progress, journal, telemetry)
+            facts = drive_loadgen(config, system, recorder, progress, journal, telemetry, tally)
         scores: dict[str, Any] = dict(proven or {"passed": None, "why": why_unscored(config, facts)})
         answered = None
         if config.mode == "accuracy" and facts.status == "complete":
@@ -330,6 +336,7 @@ def drive_loadgen(
     progress: Progress,
     journal: Journal | None,
     telemetry: Telemetry,
+    tally: Tally | None = None,
 ) -> Facts:
     """One StartTest from beginning to end, or to the moment it is stopped; leaves with signals ignored."""
     from harness import loadgen
@@ -339,7 +346,7 @@ def drive_loadgen(
     override = config.settings.get("performance_sample_count_override", config.row.performance_samples)
     loaded = min(len(samples), int(override))
     sut.prepare(samples.prompts)
-    bridge = loadgen.Bridge(recorder, journal, config.loadgen_scenario != "Offline")
+    bridge = loadgen.Bridge(recorder, journal, config.loadgen_scenario != "Offline", tally)
     known = journal.known if journal is not None else {}
     gaps = array("d") if config.stream and config.stream_interval == 1 else None
     pulse, most = telemetry.pulse if telemetry.on else None, config.generation.max_tokens
@@ -353,6 +360,8 @@ def drive_loadgen(
     cpu = time.process_time()
     try:
         test.start()
+        if tally is not None:
+            watch_hopes(test, sut, tally, bridge, config, progress)
         status, stopped_by = watch(test, sut, config, len(samples), progress)
         ignore_signals()
     except KeyboardInterrupt as reason:
@@ -380,6 +389,22 @@ def watch(test: Run, sut: SUT, config: RunConfig, samples: int, progress: Progre
     if test.error is not None:
         sut.abandon(f"LoadGen ended with {type(test.error).__name__}: {test.error}.")
     return ("complete", None) if sut.aborted is None else ("aborted", sut.aborted)
+
+
+def watch_hopes(test: Run, sut: SUT, tally: Tally, bridge: Bridge, config: RunConfig, progress: Progress) -> None:
+    """Wait for the end of a test that may turn out to be hopeless, and then see to it that it ends: LoadGen, which
+    cannot be told to stop, stops when too many queries are outstanding."""
+    title = f"{config.scenario} at {config.settings['target_qps']:g} queries/s"
+    while not test.done.wait(POLL) and sut.aborted is None and (why := tally.hopeless()) is None:
+        progress.update(title, sut.counts(), None)
+    if test.done.is_set() or sut.aborted is not None:
+        return
+    sut.run(bridge.hold())
+    while not test.issued.wait(POLL):
+        progress.update(f"{title}, hopeless", sut.counts(), None)
+    sut.run(sut.cut(f"the test was hopeless: {why}"))
+    sut.run(bridge.release())
+    test.done.wait()
 
 
 def gather_facts(

@@ -194,6 +194,12 @@ class SUT:
         """Answer all that is outstanding, and all that is still to come, as a failure; from another thread."""
         self.run(self._abandon(reason), LOOP_LIMIT)
 
+    async def cut(self, reason: str) -> None:
+        """Answer all that is outstanding as a failure, once nothing more is issued; the SUT is fit for another test."""
+        if self.aborted is None:
+            self._give_up(reason)
+            self.aborted = None
+
     def end(self) -> tuple[Work, list[Books]]:
         """Close the books of the test: copies of them, and of each replica's, that no late answer changes any more."""
         return self.run(self._end_test(), LOOP_LIMIT)

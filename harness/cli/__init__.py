@@ -21,6 +21,7 @@ from harness.cli.compare import compare
 from harness.cli.compliance import compliance
 from harness.cli.context import context
 from harness.cli.dataset import dataset
+from harness.cli.peak import peak
 from harness.cli.report import report
 from harness.cli.run import run
 from harness.cli.submission import submission
@@ -52,7 +53,7 @@ def cli() -> None:
     """
 
 
-for command in (run, dataset, accuracy, compliance, submission, sweep, context, compare, report, track):
+for command in (run, dataset, accuracy, compliance, submission, peak, sweep, context, compare, report, track):
     cli.add_command(command)
 
 

@@ -24,6 +24,7 @@ from harness.progress import Progress
 from harness.results import RunResult
 from harness.run import POLL, System, open_sut, run_test
 from harness.studies.study import Study
+from harness.tally import Tally
 from sut.health import Deadlines
 from sut.query import Outcome, Query, Tokens
 from sut.work import Work
@@ -81,10 +82,16 @@ class Rig(AbstractContextManager["Rig"]):
         self._stack.__exit__(kind, error, trace)
 
     def point(
-        self, name: str, settings: Mapping[str, Number] | None = None, samples: Samples | None = None, **changes: Any
+        self,
+        name: str,
+        settings: Mapping[str, Number] | None = None,
+        samples: Samples | None = None,
+        tally: Tally | None = None,
+        **changes: Any,
     ) -> RunResult:
         """A point's result: the saved one, or that of a run now. `settings` are LoadGen's keys that differ from the
-        rig's configuration, `changes` other fields; all points set the same keys, since LoadGen reads them once.
+        rig's configuration, `changes` other fields; all points set the same keys, since LoadGen reads them once. With a
+        `tally` a run ends as soon as it cannot be VALID any more.
 
         Raises KeyboardInterrupt when the run was interrupted, ConfigError and SetupError as `open_sut` does.
         """
@@ -99,7 +106,7 @@ class Rig(AbstractContextManager["Rig"]):
         )
         system = self.system()
         prepare_folder(config)
-        result = run_test(config, replace(system, samples=samples or self.samples), self.progress)
+        result = run_test(config, replace(system, samples=samples or self.samples), self.progress, tally=tally)
         if result["status"] == "interrupted":
             raise KeyboardInterrupt
         if result["status"] != "complete":

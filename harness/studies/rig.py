@@ -15,7 +15,7 @@ from typing import Any
 
 from harness import results
 from harness.benchmarks import Number
-from harness.config import RunConfig, as_arguments
+from harness.config import RunConfig, as_arguments, shown_options
 from harness.dataset import Samples, Tokenizer
 from harness.folder import prepare_folder
 from harness.progress import Progress
@@ -103,9 +103,11 @@ class Apart:
 def start_apart(options: Mapping[str, Any], folder: Path) -> subprocess.Popen[bytes]:
     """Start `python -m harness run` with these options (the keywords of `resolve`); what it prints goes into its
     folder, beside the command as a person would type it. Who starts it holds a Guard, or sees to its end."""
-    words = [sys.executable, "-m", "harness", "run", *as_arguments({**options, "output_dir": folder}), "--quiet"]
+    options = {**options, "output_dir": folder}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "command.txt").write_text(shlex.join(["python", *words[1:]]) + "\n")
+    shown = ["python", "-m", "harness", "run", *as_arguments(shown_options(options)), "--quiet"]
+    (folder / "command.txt").write_text(shlex.join(shown) + "\n")
+    words = [sys.executable, "-m", "harness", "run", *as_arguments(options), "--quiet"]
     with (folder / "output.txt").open("wb") as out:
         return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
 

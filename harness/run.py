@@ -10,6 +10,7 @@ import gc
 import signal
 import threading
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -324,9 +325,11 @@ def drive_loadgen(
     override = config.settings.get("performance_sample_count_override", config.row.performance_samples)
     loaded = min(len(samples), int(override))
     sut.prepare(samples.prompts)
-    bridge = loadgen.Bridge(recorder, journal)
+    bridge = loadgen.Bridge(recorder, journal, config.loadgen_scenario != "Offline")
     known = journal.known if journal is not None else {}
-    sut.begin(Work(samples.prompt, config.stream, config.generation.max_tokens, bridge, known))
+    gaps = array("d") if config.stream and config.stream_interval == 1 else None
+    most = config.generation.max_tokens
+    sut.begin(Work(samples.prompt, config.stream, most, bridge, known, config.concurrency, gaps))
     audit = folder / AUDIT_FILE if config.audit_text is not None else None
     test = loadgen.Run(sut.issue, settings, len(samples), loaded, folder, audit)
     gc.collect()
@@ -350,6 +353,8 @@ def drive_loadgen(
 def watch(test: Run, sut: SUT, config: RunConfig, samples: int, progress: Progress) -> tuple[str, str | None]:
     """Wait for the end of a test; (status, what stopped it)."""
     title, expected = f"{config.scenario} {config.mode}", expected_queries(config, samples)
+    if config.concurrency is not None:
+        title += f", closed loop of {config.concurrency}"
     while not test.done.wait(POLL):
         progress.update(title, sut.counts(), expected)
         if sut.aborted is not None:
@@ -396,6 +401,7 @@ def gather_facts(
         loop_lags=work.loop_lags,
         respond_times=work.respond_times,
         started_at=time.time() - (time.perf_counter() - work.began) if work.began else None,
+        gaps=work.gaps,
     )
 
 
@@ -410,6 +416,8 @@ def expected_queries(config: RunConfig, samples: int) -> int | None:
     settings = config.settings
     duration, rate = settings.get("min_duration", 600_000) / 1000, settings.get("target_qps", 1.0)
     count = max(int(settings.get("min_query_count", 100)), int(1.1 * duration * rate))
+    if not settings.get("sample_concatenate_permutation", 1):
+        return count
     loaded = int(settings.get("performance_sample_count_override", config.row.performance_samples))
     return -(-count // loaded) * loaded  # whole passes over the loaded samples
 

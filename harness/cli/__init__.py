@@ -19,6 +19,7 @@ from harness import __version__
 from harness.cli.accuracy import accuracy
 from harness.cli.compliance import compliance
 from harness.cli.dataset import dataset
+from harness.cli.fleet import fleet, fleet_member
 from harness.cli.layouts import layouts
 from harness.cli.run import run
 from harness.cli.submission import submission
@@ -48,7 +49,7 @@ def cli() -> None:
     """
 
 
-for command in (run, layouts, dataset, accuracy, compliance, submission):
+for command in (run, layouts, fleet, fleet_member, dataset, accuracy, compliance, submission):
     cli.add_command(command)
 
 

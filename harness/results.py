@@ -43,6 +43,9 @@ _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
 SERVED = {"generation_config", "override_generation_config", "hf_overrides", "quantization", "logits_processors"}
 """Engine arguments that change answers and stand in no other field."""
 
+# Of so many tokens the time since the one before must be known to speak of inter-token latency.
+_KNOWN_SHARE = 0.5
+
 # Beyond these the harness itself is in the way.
 _LAG_SHARE = 0.05
 _BUSY_SHARE = 0.90
@@ -479,11 +482,12 @@ def summarise(values: npt.NDArray[np.float64]) -> dict[str, float]:
 
 def inter_token(recorder: Recorder, gaps: Sequence[float] | None) -> dict[str, Any]:
     """Time between two tokens of an answer, all answers together (`itl_s`), and of which share of them it is known:
-    that of tokens whose frames held no other. Empty where frames were not to be of one token."""
-    if not gaps:
-        return {}
+    that of tokens whose frames held no other. Empty where it is known of few: the client of remote replicas gathers
+    frames before it looks at them."""
     between = int(np.maximum(recorder.column("output_tokens")[recorder.good()] - 1, 0).sum())
-    return {"itl_s": summarise(np.asarray(gaps)), "itl_known_share": min(1.0, len(gaps) / between) if between else 0.0}
+    if not gaps or len(gaps) < _KNOWN_SHARE * between:
+        return {}
+    return {"itl_s": summarise(np.asarray(gaps)), "itl_known_share": min(1.0, len(gaps) / max(between, 1))}
 
 
 def overhead(log: Log, recorder: Recorder, facts: Facts, scheduled: bool = True) -> dict[str, float | None]:

@@ -92,7 +92,7 @@ class SUT:
         self._moved = 0.0
         self._work: Work | None = None
         # A closed loop: how many queries may be out at once, and how many are: released and not ended.
-        self._places: float = inf
+        self._places: int | None = None
         self._out = 0
         self._gaps: array[float] | None = None
         self._loop = uvloop.new_event_loop()
@@ -168,7 +168,7 @@ class SUT:
         self._work = work
         self.aborted = None
         self._feel_lag(work, perf_counter())
-        self._places, self._out, self._gaps = work.concurrency or inf, 0, work.gaps
+        self._places, self._out, self._gaps = work.concurrency, 0, work.gaps
         for replica, cap in zip(self.replicas, self._caps, strict=True):
             replica.cap = cap if self._dispatch != "pull" else cap or self._pulled(replica, work)
             replica.books = Books(ejected_at=None if replica.ejected is None else perf_counter())
@@ -267,12 +267,12 @@ class SUT:
     def _drain(self, batches: dict[Replica, list[Query]]) -> None:
         """Take queries off the common queue, in order, while the policy finds a replica for them and, in a closed loop,
         a place is free; one that has come back from a replica has its place already."""
-        queue, places = self._queue, self._places
-        while queue and (self._out < places or queue[0].released):
-            if (replica := self._policy.pick(queue[0])) is None:
+        queue, pick, places = self._queue, self._policy.pick, self._places
+        while queue and (places is None or self._out < places or queue[0].released):
+            if (replica := pick(queue[0])) is None:
                 break
             query = queue.popleft()
-            if places != inf and not query.released:
+            if places is not None and not query.released:
                 query.released = perf_counter()
                 self._out += 1
             self._policy.started(replica, query)

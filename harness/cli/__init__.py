@@ -23,6 +23,7 @@ from harness.cli.fleet import fleet, fleet_member
 from harness.cli.layouts import layouts
 from harness.cli.run import run
 from harness.cli.submission import submission
+from harness.cli.sweep import sweep
 
 USAGE, SETUP, INTERRUPTED = 2, 3, 130
 
@@ -49,7 +50,7 @@ def cli() -> None:
     """
 
 
-for command in (run, layouts, fleet, fleet_member, dataset, accuracy, compliance, submission):
+for command in (run, dataset, accuracy, compliance, submission, sweep, layouts, fleet, fleet_member):
     cli.add_command(command)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from harness.cli.study import conclude, going_on, show_study, study_options
 
@@ -64,7 +65,8 @@ def layouts(
     layouts --devices 8 --vary replicas=1,2,4,8 --vary engine_arg.tensor_parallel_size=1,2,4,8
     layouts --accuracy --layout 'bf16:' --layout 'fp8: engine_arg.quantization=fp8'
 
-    Each layout runs in processes of its own: Offline for throughput, --scenario (Server) for latencies under load.
+    Each layout runs in processes of its own: Offline for throughput, --scenario (Server) for latencies under load; with
+    --concurrency one run gives both.
     Exit code: 4 if no layout could be measured.
     """  # fmt: skip
     from harness.cli.variants import read_axes, read_variant
@@ -78,6 +80,9 @@ def layouts(
     from sut.errors import ConfigError
 
     raise_on_signals()
+    given = click.get_current_context().get_parameter_source("scenario") is not ParameterSource.DEFAULT
+    if options["concurrency"] is not None and not given:
+        options["scenario"] = "Offline"  # a closed loop is Offline with a cap
     folder = options.pop("output_dir", None) or default_output(options["benchmark"], options["scenario"], "layouts")
     listed = [*(read_variant(text, WORK) for text in named), *read_axes(vary, WORK)]
     if len(listed) < 2:

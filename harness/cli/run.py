@@ -86,7 +86,7 @@ _OPTIONS = [
     click.option("--concurrency", type=COUNT, metavar="N",
                  help="Offline as a closed loop: N queries in flight in all, latencies from each one's release."),
     click.option("--stream-interval", callback=interval,
-                 help="Tokens per frame after the first; 1 gives inter-token latencies.  "
+                 help="Tokens per frame after the first; 1 gives inter-token latencies of engines in this process.  "
                       "[default: auto, as few frames as can be]"),
     click.option("--user-conf", type=EXISTING, help="LoadGen settings.  [default: the project's user.conf]"),
     click.option("--audit-config", type=EXISTING, help="LoadGen's audit file for a compliance run."),

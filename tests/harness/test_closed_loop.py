@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+from tests.stub_replica import Script, Stub
+
 CLOSED = ["--scenario", "Offline", "--samples", "64", "--min-queries", "150", "--concurrency", "4"]
 TIMES = ["--engine-arg", "ttft=0.004", "--engine-arg", "tpot=0.0005", "--engine-arg", "tokens=8-24"]
 
@@ -94,3 +96,15 @@ def test_accuracy_mode_asks_each_sample_once_under_the_cap(closed: dict[str, Any
     assert run.result["valid"] is True
     assert run.result["queries"] == 64
     assert most_in_flight(run) <= 4
+
+
+def test_remote_replicas_stream_in_a_closed_loop(harness: Callable[..., Any]) -> None:
+    script = Script(tokens=16, tpot=0.002)
+    with Stub(script) as one, Stub(script) as other:
+        run = harness(*CLOSED, "--stream-interval", "1", "--endpoint", one.url, "--endpoint", other.url)
+    assert run.code == 0, run.err + run.out
+    metrics = run.result["metrics"]
+    assert most_in_flight(run) == 4
+    assert metrics["ttft_s"]["p50"] < metrics["latency_s"]["p50"] / 2
+    assert metrics["tpot_s"]["p50"] > 0
+    assert "itl_s" not in metrics, "their frames are gathered: when each token came is not known"

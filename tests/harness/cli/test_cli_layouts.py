@@ -75,6 +75,15 @@ def test_none_measured_is_exit_code_4(harness: Harness) -> None:
     assert done.code == 4 and done.out.startswith("None of 2 layouts could be measured.")
 
 
+def test_a_closed_loop_is_offline_and_one_run_gives_throughput_and_latency(harness: Harness) -> None:
+    done = harness(
+        "layouts", "--backend", "echo", "--vary", "replicas=1,2", "--concurrency", "8", "--dry-run", "--json"
+    )
+    plan = json.loads(done.out)
+    assert plan["points"] == ["replicas_1-offline-1", "replicas_2-offline-1"]
+    assert (plan["config"]["scenario"], plan["config"]["concurrency"]) == ("Offline", 8)
+
+
 def test_dry_run_lists_the_points(harness: Harness) -> None:
     done = harness("layouts", "--backend", "echo", "--vary", "replicas=1,2", "--accuracy", "--dry-run", "--json")
     assert done.code == 0 and not done.folder.exists()

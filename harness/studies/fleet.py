@@ -39,6 +39,9 @@ TRIAL_ROUNDS = 6
 MARGIN = 1.05
 """By how much a trial may have been slower than the test after it."""
 
+TRIALS = 3
+"""How often a size is looked for: a trial on engines that have just started may be far too slow."""
+
 Settings = Mapping[str, Number]
 
 
@@ -206,26 +209,42 @@ def run_fleet(study: Study, plan: Plan, progress: Progress) -> Findings:
 
 
 def run_round(study: Study, crew: Crew, point: str, trial: str, names: Sequence[str]) -> dict[str, RunResult]:
-    """The results of members that test at once: saved ones, or those of now, sized by a trial where needed. Empty if
-    one of them is lost: what the others did without it answers another question."""
+    """The results of members that test at once: saved ones, or those of now, sized by trials where needed. A test that
+    is over before its duration is one more trial. Empty if a member is lost: what the others did without it answers
+    another question."""
     done = saved_round(study, crew.plan, point, names)
     if done is not None:
         return done
-    configs = {name: crew.plan.configs[name] for name in names}
-    settings: dict[str, Settings] = {name: {} for name in names}
-    unsized = {name: config for name, config in configs.items() if name in crew.plan.unsized}
-    if unsized:
-        tried = saved_round(study, crew.plan, trial, list(unsized))
-        if tried is None:
-            tried = test_at_once(study, crew, trial, {name: trial_settings(c) for name, c in unsized.items()})
-        if not tried:
-            return {}
-        trials = {
-            name: Trial(run["started_at"] or 0.0, completions(run), configs[name].concurrency or 1)
-            for name, run in tried.items()
+    unsized = [name for name in names if name in crew.plan.unsized]
+    if not unsized:
+        return test_at_once(study, crew, point, {name: {} for name in names})
+    configs = {name: crew.plan.configs[name] for name in unsized}
+    trials = [f"{trial}-{number}" for number in range(1, TRIALS + 1)]
+    if saved_round(study, crew.plan, trials[0], unsized) is None:
+        test_at_once(study, crew, trials[0], {name: trial_settings(config) for name, config in configs.items()})
+    while rates := rates_so_far(study, crew.plan, trials, unsized):
+        sizes = {name: sized(configs[name], rate) for name, rate in rates.items()}
+        found = test_at_once(study, crew, point, {name: sizes.get(name, {}) for name in names})
+        short = any(found[name]["duration_s"] < duration_of(configs[name]) for name in unsized if name in found)
+        spare = next((place for place in trials if not study.path(place).exists()), None)
+        if not short or spare is None:
+            return found
+        crew.progress.say(f"{point} was too short and counts as a trial.")
+        study.path(point).rename(study.path(spare))
+    return {}
+
+
+def rates_so_far(study: Study, plan: Plan, trials: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    """The highest rate of each over the trials that there are; empty if there is none."""
+    rates: dict[str, float] = {}
+    for place in trials:
+        tried = {
+            name: Trial(run["started_at"] or 0.0, completions(run), plan.configs[name].concurrency or 1)
+            for name, run in (saved_round(study, plan, place, names) or {}).items()
         }
-        settings |= {name: sized(configs[name], rate) for name, rate in full_load_rates(trials).items()}
-    return test_at_once(study, crew, point, settings)
+        for name, rate in full_load_rates(tried).items() if tried else ():
+            rates[name] = max(rate, rates.get(name, 0.0))
+    return rates
 
 
 def saved_round(study: Study, plan: Plan, point: str, names: Sequence[str]) -> dict[str, RunResult] | None:

@@ -220,8 +220,8 @@ def notes(measured: Sequence[Measured], rows: Sequence[Mapping[str, Any]]) -> li
     skew = start_skew(measured)
     if skew is not None:
         lines.append(f"The clocks of a round started within {skew * 1000:,.0f} ms.")
-    if max((len(own.together) for own in measured), default=0) < 2:
-        lines.append("One round: how much of a change is chance is not known; --repeats shows it.")
+    if len(measured[0].together) < 3:
+        lines.append("Fewer than three rounds: how much of a change is chance is not known (--repeats 3).")
     if any(run["client_limited"] for own in measured for run in own.runs):
         names = [own.member.name for own in measured if any(run["client_limited"] for run in own.runs)]
         lines.append(f"The harness itself was the limit in tests of: {', '.join(names)} (client_limited).")

@@ -17,7 +17,7 @@ def t_95(freedom: int) -> float:
 
 
 class Ratio(NamedTuple):
-    """A ratio and its 95 % interval; the interval is None where a single run says nothing of chance."""
+    """A ratio and its 95 % interval; the interval is None where there are too few rounds for one."""
 
     value: float
     low: float | None
@@ -26,12 +26,13 @@ class Ratio(NamedTuple):
 
 def paired_ratio(now: Sequence[float | None], before: Sequence[float | None]) -> Ratio | None:
     """How many times as large a figure is, over rounds in which both were measured: the geometric mean, with an
-    interval by Student's t on the logarithms. None where no round has both."""
+    interval by Student's t on the logarithms from three rounds on (of two it is 13 deviations wide). None where no
+    round has both."""
     logs = [log(a / b) for a, b in zip(now, before, strict=True) if a and b]
     if not logs:
         return None
     middle = sum(logs) / len(logs)
-    if len(logs) < 2:
+    if len(logs) < 3:
         return Ratio(exp(middle), None, None)
     deviation = sqrt(sum((value - middle) ** 2 for value in logs) / (len(logs) - 1))
     half = t_95(len(logs) - 1) * deviation / sqrt(len(logs))

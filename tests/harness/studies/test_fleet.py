@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.config import resolve
+from harness.progress import Progress
 from harness.results import RunResult
-from harness.studies import fleet_findings
+from harness.studies import fleet, fleet_findings
 from harness.studies.findings import as_text
-from harness.studies.fleet import Plan, Trial, full_load_rates, round_names, sized, trial_settings
+from harness.studies.fleet import Crew, Plan, Trial, full_load_rates, round_names, sized, trial_settings
 from harness.studies.fleet_findings import Measured, completions, conclude, nice_width, overlaps, start_skew, timeline
+from harness.studies.study import Study
 from harness.studies.variants import Variant, resolve_variant
 
 A, B = Variant("a", {}), Variant("b", {"replicas": 2})
@@ -79,6 +81,44 @@ def test_who_needs_a_trial(options: dict[str, Any], unsized: bool) -> None:
     assert plan.unsized == ({"a"} if unsized else set())
 
 
+@pytest.mark.parametrize(
+    ("rates", "points", "sizes"),
+    [
+        ([10.0, 10.0], ["alone-1-a", "trial-alone-a-1"], [10.5]),
+        ([5.0, 10.0, 10.0], ["alone-1-a", "trial-alone-a-1", "trial-alone-a-2"], [5.25, 10.5]),
+        ([5.0, 10.0, 20.0, 40.0],
+         ["alone-1-a", "trial-alone-a-1", "trial-alone-a-2", "trial-alone-a-3"], [5.25, 10.5, 21.0]),
+    ],
+    ids=["it lasts", "too short once", "too short each time"],
+)  # fmt: skip
+def test_a_test_that_is_too_short_is_one_more_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rates: list[float], points: list[str], sizes: list[float]
+) -> None:
+    """`rates`: what the trial and then each test reach, of which a test's size was worked out from the one before."""
+    common = {"scenario": "Offline", "backend": "echo", "min_duration": 60.0, "samples": 32}
+    plan = Plan([A], {"a": resolve_variant(common, A)}, common, 1)
+    study, told = Study("fleet", tmp_path), []
+
+    def test_at_once(study: Study, crew: Crew, point: str, settings: dict[str, Any]) -> dict[str, RunResult]:
+        expected, rate = settings["a"]["target_qps"], rates[len(told)]
+        told.append(expected)
+        seconds = 10.0 if expected == 1.0 else 1.1 * 60 * expected / rate
+        result = made_up(study.path(point) / "a", rate, seconds=seconds, format_version=1)
+        result.save()
+        study.keep(point, {})
+        return {"a": result}
+
+    monkeypatch.setattr(fleet, "test_at_once", test_at_once)
+    with Progress(quiet=True) as progress, Crew(plan, tmp_path, progress) as crew:
+        found = fleet.run_round(study, crew, "alone-1-a", "trial-alone-a", ["a"])
+        assert told == [1.0, *(pytest.approx(size, rel=0.01) for size in sizes)]
+        assert sorted(path.name for path in (tmp_path / "points").iterdir()) == points
+        assert found["a"]["duration_s"] == pytest.approx(1.1 * 60 * told[-1] / rates[-1])
+        monkeypatch.setattr(fleet, "test_at_once", None)  # what is done is not run again
+        again = fleet.run_round(study, crew, "alone-1-a", "trial-alone-a", ["a"])["a"]
+        assert again["duration_s"] == found["a"]["duration_s"]
+
+
 def test_rounds_are_all_at_once_then_each_alone() -> None:
     assert round_names([A, B], 2) == [
         "together-1", "alone-1-a", "alone-1-b", "together-2", "alone-2-a", "alone-2-b",
@@ -120,7 +160,7 @@ def test_what_a_member_loses_is_a_ratio_by_rounds(tmp_path: Path) -> None:
     def run(rate: float, ttft: float) -> RunResult:
         return made_up(tmp_path / f"{rate}-{ttft}", rate, ttft=ttft)
 
-    own = member(A, [run(50, 0.4), run(40, 0.4)], [run(100, 0.1), run(80, 0.1)])
+    own = member(A, [run(50, 0.4), run(40, 0.4), run(45, 0.4)], [run(100, 0.1), run(80, 0.1), run(90, 0.1)])
     row = conclude([own]).rows[0]
     assert row["samples_per_second_change"] == pytest.approx(-0.5)
     assert row["ttft_p99_s_change"] == pytest.approx(3.0)

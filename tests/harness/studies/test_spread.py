@@ -17,12 +17,14 @@ def test_students_t_is_that_of_the_tables(freedom: int, known: float) -> None:
 
 def test_a_ratio_is_taken_round_by_round() -> None:
     """Both figures drift by a factor of 4 between the rounds, and their ratio does not: that is what pairing is for."""
-    ratio = paired_ratio([50.0, 200.0], [100.0, 400.0])
+    ratio = paired_ratio([50.0, 200.0, 100.0], [100.0, 400.0, 200.0])
     assert ratio is not None and ratio == pytest.approx((0.5, 0.5, 0.5))
 
 
-def test_a_single_round_has_no_interval() -> None:
-    assert paired_ratio([50.0], [100.0]) == (0.5, None, None)
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_too_few_rounds_have_no_interval(rounds: int) -> None:
+    ratio = paired_ratio([50.0] * rounds, [100.0] * rounds)
+    assert ratio is not None and ratio == (pytest.approx(0.5), None, None)
 
 
 def test_rounds_without_both_figures_do_not_count() -> None:

@@ -36,17 +36,17 @@ def fleet(
     fleet --member 'small: model=A replicas=2' --member 'large: model=B endpoint=http://gpu-2:8000' --concurrency 16
           --min-duration 600 --samples 32        sixteen virtual users each, for ten minutes, on 32 prompts
 
-    Each member is a process with a LoadGen of its own. Exit code: 3 if a member does not come up, 4 if one has no valid
+    Each member is a process with a LoadGen of its own; env.NAME=VALUE sets its environment, such as the devices it sees
+    (env.CUDA_VISIBLE_DEVICES=0,1). Exit code: 3 if a member does not come up, 4 if one has no valid
     test together or alone.
     """  # fmt: skip
     from harness.cli.variants import read_variant
-    from harness.config import as_json as config_as_json
     from harness.config import default_output
     from harness.progress import Progress
     from harness.run import check, raise_on_signals
     from harness.studies.fleet import Plan, round_names, run_fleet
     from harness.studies.study import open_study
-    from harness.studies.variants import refuse_clashes, resolve_variant
+    from harness.studies.variants import question_of, refuse_clashes, resolve_variant
     from sut.errors import ConfigError
 
     raise_on_signals()
@@ -56,8 +56,10 @@ def fleet(
         raise ConfigError("a fleet has at least two members: --member 'NAME: OPTION=VALUE …' for each.")
     refuse_clashes(members)
     configs = {member.name: check(resolve_variant({**options, "output_dir": folder}, member))[0] for member in members}
-    question = {"members": {name: {**config_as_json(config), "output_dir": None} for name, config in configs.items()},
-                "repeats": repeats}  # fmt: skip
+    question = {
+        "members": {member.name: question_of(configs[member.name], member) for member in members},
+        "repeats": repeats,
+    }
     base = configs[members[0].name]
     if dry_run:
         return show_study(base, question, round_names(members, repeats), as_json)

@@ -70,13 +70,12 @@ def layouts(
     Exit code: 4 if no layout could be measured.
     """  # fmt: skip
     from harness.cli.variants import read_axes, read_variant
-    from harness.config import as_json as config_as_json
     from harness.config import default_output
     from harness.progress import Progress
     from harness.run import check, raise_on_signals
     from harness.studies.layouts import WORK, Plan, leave_out, plan_tests, run_layouts, schedule
     from harness.studies.study import open_study
-    from harness.studies.variants import refuse_clashes, resolve_variant
+    from harness.studies.variants import question_of, refuse_clashes, resolve_variant
     from sut.errors import ConfigError
 
     raise_on_signals()
@@ -96,8 +95,7 @@ def layouts(
         raise ConfigError(f"all {len(listed)} layouts are left out; the first: {listed[0].name} {listed[0].reason}.")
     config, _, _ = check(resolve_variant({**options, "output_dir": folder}, kept[0]))
     question = {
-        "layouts": {layout.name: config_as_json(resolve_variant(options, layout)) | {"output_dir": None}
-                    for layout in listed},
+        "layouts": {layout.name: question_of(resolve_variant(options, layout), layout) for layout in listed},
         "devices": devices, "repeats": repeats, "accuracy": accuracy, "no_offline": no_offline,
         "offline_qps": offline_qps, "noise": noise,
     }  # fmt: skip

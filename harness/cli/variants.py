@@ -38,7 +38,7 @@ def read_variant(text: str, fixed: Iterable[str] = ()) -> Variant:
         if not equals or not option:
             raise ConfigError(f"{name}: {word!r} is not of the form OPTION=VALUE.")
         pairs.append((option, value))
-    return Variant(name, read_options(pairs, name, fixed))
+    return make_variant(pairs, name, fixed)
 
 
 def read_axes(axes: Sequence[str], fixed: Iterable[str] = ()) -> list[Variant]:
@@ -57,7 +57,14 @@ def read_axes(axes: Sequence[str], fixed: Iterable[str] = ()) -> list[Variant]:
     if not table:
         return []
     combinations = [list(zip(table, values, strict=True)) for values in product(*table.values())]
-    return [Variant(label(pairs), read_options(pairs, label(pairs), fixed)) for pairs in combinations]
+    return [make_variant(pairs, label(pairs), fixed) for pairs in combinations]
+
+
+def make_variant(pairs: Sequence[Pair], name: str, fixed: Iterable[str]) -> Variant:
+    """`env.NAME` are variables of the process, all else options of `run`. Raises ConfigError."""
+    environment = {option.removeprefix("env."): value for option, value in pairs if option.startswith("env.")}
+    options = read_options([pair for pair in pairs if not pair[0].startswith("env.")], name, fixed)
+    return Variant(name, options, environment=environment)
 
 
 def label(pairs: Sequence[Pair]) -> str:

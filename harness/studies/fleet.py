@@ -103,7 +103,8 @@ class Crew(AbstractContextManager["Crew"]):
             options = merge(self.plan.common, member.options)
             if member.name in self.plan.unsized:
                 options |= keyed(self.plan.configs[member.name])
-            self.members[member.name] = start_member(member.name, options, self.folder / member.slug)
+            folder = self.folder / member.slug
+            self.members[member.name] = start_member(member.name, options, folder, member.environment)
         for name, reply in self.listen(member.name for member in missing):
             if reply is None:
                 raise SetupError(f"{name} did not come up: {self.lost[name]}")

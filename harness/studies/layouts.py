@@ -144,7 +144,8 @@ def run_layouts(study: Study, plan: Plan, progress: Progress) -> Findings:
 
 def run_point(study: Study, point: Point, plan: Plan, own: Measured, progress: Progress) -> None:
     """One run of a layout; one that cannot start is not tried again in this study."""
-    apart = run_apart(study, point.name, merge(plan.tests[point.test], point.layout.options), progress)
+    options = merge(plan.tests[point.test], point.layout.options)
+    apart = run_apart(study, point.name, options, progress, point.layout.environment)
     if apart.result is None:
         killed = f"its process was ended by signal {-apart.code}" if apart.code < 0 else f"exit code {apart.code}"
         own.trouble = apart.said or killed

@@ -9,6 +9,7 @@ end of its stdin it stops; so it does when whoever started it is gone.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -104,11 +105,18 @@ class Member:
         self.replies.close()
 
 
-def start_member(name: str, options: Mapping[str, Any], folder: Path) -> Member:
-    """Start a member with these options (the keywords of `resolve`); what it prints, and its engines' logs, go into its
-    folder. Who starts it holds a Guard."""
+def start_member(name: str, options: Mapping[str, Any], folder: Path, environment: Mapping[str, str]) -> Member:
+    """Start a member with these options (the keywords of `resolve`) and variables beside ours; what it prints, and its
+    engines' logs, go into its folder. Who starts it holds a Guard."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "harness", COMMAND, *as_arguments({**options, "output_dir": folder})]
     with (folder / "output.txt").open("w") as out:
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, text=True)
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=out,
+            text=True,
+            env={**os.environ, **environment},
+        )
     return Member(name, folder, process)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from harness.config import RunConfig, resolve, shown_options
+from harness.config import RunConfig, as_json, resolve, shown_environment, shown_options
 from sut.errors import ConfigError
 
 MAPPINGS = ("engine_arg", "engine_env")
@@ -18,11 +18,13 @@ _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_si
 
 @dataclass(frozen=True)
 class Variant:
-    """`options` are the keywords of `resolve` that differ; `reason` why this one is left out, if it is."""
+    """`options` are the keywords of `resolve` that differ, `environment` the variables of its process, such as those
+    that say which devices it sees; `reason` why this one is left out, if it is."""
 
     name: str
     options: Mapping[str, Any]
     reason: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def slug(self) -> str:
@@ -31,8 +33,8 @@ class Variant:
 
     @property
     def shown(self) -> dict[str, Any]:
-        """Its options flat, as a person types them: replicas, engine_arg.dtype; no secrets."""
-        flat: dict[str, Any] = {}
+        """Its options flat, as a person types them: replicas, engine_arg.dtype, env.NAME; no secrets."""
+        flat: dict[str, Any] = {f"env.{key}": own for key, own in shown_environment(self.environment).items()}
         for name, value in shown_options(self.options).items():
             if name in MAPPINGS:
                 flat |= {f"{name}.{key}": own for key, own in value.items()}
@@ -55,6 +57,11 @@ def resolve_variant(common: Mapping[str, Any], variant: Variant) -> RunConfig:
         return resolve(**merge(common, variant.options))
     except ConfigError as error:
         raise ConfigError(f"{variant.name}: {error}") from error
+
+
+def question_of(config: RunConfig, variant: Variant) -> dict[str, Any]:
+    """All that decides what a variant's runs are, as study.json holds it."""
+    return as_json(config) | {"output_dir": None, "environment": shown_environment(variant.environment)}
 
 
 def refuse_clashes(variants: Iterable[Variant]) -> None:

@@ -55,6 +55,13 @@ def test_what_cannot_differ_is_refused_in_a_sentence(text: str, said: str) -> No
     assert said in str(refused.value)
 
 
+def test_variables_of_the_process_are_no_options() -> None:
+    variant = read_variant("a: env.CUDA_VISIBLE_DEVICES=0,1 env.MY_TOKEN=x replicas=2")
+    assert variant.environment == {"CUDA_VISIBLE_DEVICES": "0,1", "MY_TOKEN": "x"}
+    assert variant.options == {"replicas": 2}
+    assert variant.shown == {"env.CUDA_VISIBLE_DEVICES": "0,1", "env.MY_TOKEN": "***", "replicas": 2}
+
+
 def test_axes_are_combined_the_last_one_changing_fastest() -> None:
     found = read_axes(["replicas=1,2", "engine_arg.max_num_seqs=16, 64"])
     assert [variant.name for variant in found] == [

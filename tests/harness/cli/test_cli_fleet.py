@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.harness.conftest import Harness
+from tests.harness.conftest import Harness, Here
 from tests.harness.studies.killed import below, end, marks, started, wait_for
 
 SERVER = ["--backend", "echo", "--samples", "32", "--scenario", "Server", "--target-qps", "500", "--min-queries", "500",
@@ -100,15 +100,20 @@ def test_virtual_users_for_a_time_on_a_few_prompts(harness: Harness) -> None:
         (["--member", "a:"], 2, "at least two members"),
         (["--member", "a:", "--member", "A:"], 2, "the same name"),
         (["--member", "a:", "--member", "b: scenario=Sever"], 2, "b: unknown scenario 'Sever' (nearest: Server)"),
+        (["--member", "a:", "--member", "b: endpoint=http://h:1 replicas=2"], 2, "b: 1 endpoints are 1 replicas"),
         (["--member", "a:", "--member", "b: model=/nowhere"], 3, "/nowhere"),
-        (["--member", "a:", "--member", "b: engine_arg.colour=red"], 3, "b did not come up: unknown engine argument"),
     ],
-    ids=["one", "one name", "a wrong value", "no such model", "one that does not start"],
+    ids=["one", "one name", "a wrong value", "options that contradict", "no such model"],
 )
-def test_errors_are_one_sentence(harness: Harness, words: list[str], code: int, said: str) -> None:
+def test_errors_are_one_sentence(here: Here, words: list[str], code: int, said: str) -> None:
+    found, err = here("fleet", "--samples", "16", *words)
+    assert (found, len(err.splitlines())) == (code, 1) and err.startswith("error: ") and said in err
+
+
+def test_a_member_that_does_not_come_up_ends_the_fleet(harness: Harness) -> None:
+    words = ("--member", "a:", "--member", "b: engine_arg.colour=red")
     done = harness("fleet", "--backend", "echo", "--samples", "16", "--quiet", *words)
-    assert (done.code, len(done.err.splitlines())) == (code, 1), done.err
-    assert done.err.startswith("error: ") and said in done.err
+    assert done.code == 3 and done.err.startswith("error: b did not come up: unknown engine argument")
 
 
 def test_dry_run_lists_the_rounds(harness: Harness) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.conftest import Harness
+from tests.harness.conftest import Harness, Here
 from tests.harness.studies.killed import end, marks, started, wait_for
 
 
@@ -53,20 +53,23 @@ def test_interrupted_it_leaves_nothing_behind_and_says_how_it_goes_on(tmp_path: 
     assert not (tmp_path / "out" / "findings.json").exists()
 
 
-def test_usage_errors_are_one_sentence(harness: Harness) -> None:
-    common = ("layouts", "--backend", "echo")
-    for words, said in (
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
         (["--layout", "a:"], "at least two layouts"),
         (["--vary", "replcas=1,2"], "did you mean replicas?"),
         (["--vary", "scenario=Offline,Server"], "the same for all"),
         (["--vary", "replicas=1,2", "--layout", "replicas=1: replicas=1"], "not of the form"),
+        (["--layout", "a b:", "--layout", "a_b: replicas=2"], "the same name"),
         (["--vary", "replicas=1,2", "--devices", "8"], "all 2 layouts are left out"),
         (["--vary", "dispatch=pull,shove"], "dispatch=shove: unknown dispatch policy"),
         (["--vary", "replicas=1,2", "--dataset", "nowhere.jsonl"], "nowhere.jsonl"),
-    ):
-        done = harness(*common, *words)
-        assert done.code in (2, 3) and said in done.err, done.err
-        assert done.err.startswith("error: ") and len(done.err.splitlines()) == 1
+    ],
+)
+def test_errors_are_one_sentence(here: Here, words: list[str], said: str) -> None:
+    code, err = here("layouts", "--backend", "echo", *words)
+    assert code in (2, 3) and said in err
+    assert err.startswith("error: ") and len(err.splitlines()) == 1
 
 
 def test_none_measured_is_exit_code_4(harness: Harness) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from difflib import get_close_matches
@@ -467,6 +467,17 @@ def shown_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def shown_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables as they may be shown and saved."""
+    return {name: "***" if SECRET.search(name) else without_userinfo(value) for name, value in variables.items()}
+
+
+def shown_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, the keywords of `resolve`, as they may be shown and saved."""
+    masks: dict[str, Callable[[Any], Any]] = {"engine_arg": shown_arguments, "engine_env": shown_environment}
+    return {name: masks[name](value) if name in masks and value else value for name, value in options.items()}
+
+
 def without_userinfo(text: str) -> str:
     """A text whose URLs have lost user and password: http://u:P@host/ becomes http://host/."""
     return _USERINFO.sub("", text)
@@ -505,7 +516,5 @@ def as_json(config: RunConfig) -> dict[str, Any]:
         "min_duration": None if milliseconds is None else milliseconds / 1000,
         "min_queries": config.settings.get("min_query_count"),
         "engine_arg": shown_arguments(config.engine_arg),
-        "engine_env": {
-            name: "***" if SECRET.search(name) else without_userinfo(value) for name, value in config.engine_env.items()
-        },
+        "engine_env": shown_environment(config.engine_env),
     }

@@ -80,7 +80,11 @@ class Replica:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the SUT counted and the harness measured in one test; times in seconds."""
+    """What the SUT counted and the harness measured in one test; times in seconds.
+
+    `started_at` is the first callback in Unix seconds, from which samples.parquet counts `issued_s`; None if LoadGen
+    never called. By it the timelines of several processes can be joined.
+    """
 
     status: str
     stopped_by: str | None
@@ -98,6 +102,7 @@ class Facts:
     late: int = 0
     loop_lags: Sequence[float] = ()
     respond_times: Sequence[float] = ()
+    started_at: float | None = None
     gaps: Sequence[float] | None = None
     """Seconds between two tokens that came in frames of their own; None if frames may hold more of them."""
 
@@ -572,6 +577,7 @@ def conclude(
         "mode": config.mode,
         "benchmark": config.benchmark,
         "queries": facts.completed,
+        "started_at": facts.started_at,
         "duration_s": facts.duration,
         "metrics": figures,
         "accuracy": accuracy,

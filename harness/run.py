@@ -441,6 +441,7 @@ def gather_facts(
         process_cpu=time.process_time() - cpu,
         loop_lags=work.loop_lags,
         respond_times=work.respond_times,
+        started_at=time.time() - (time.perf_counter() - work.began) if work.began else None,
         gaps=work.gaps,
     )
 

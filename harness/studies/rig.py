@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 
 from harness import results
 from harness.benchmarks import Number
-from harness.config import RunConfig, as_arguments
+from harness.config import RunConfig, as_arguments, shown_environment, shown_options
 from harness.dataset import Samples, Tokenizer
 from harness.folder import prepare_folder
 from harness.progress import Progress
@@ -159,14 +160,26 @@ class Apart:
     said: str
 
 
-def start_apart(options: Mapping[str, Any], folder: Path) -> subprocess.Popen[bytes]:
-    """Start `python -m harness run` with these options (the keywords of `resolve`); what it prints goes into its
-    folder, beside the command as a person would type it. Who starts it holds a Guard, or sees to its end."""
-    words = [sys.executable, "-m", "harness", "run", *as_arguments({**options, "output_dir": folder}), "--quiet"]
+def start_apart(
+    options: Mapping[str, Any], folder: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start `python -m harness run` with these options (the keywords of `resolve`) and variables beside ours; what it
+    prints goes into its folder, beside the command as a person would type it. Who starts it holds a Guard, or sees to
+    its end."""
+    options = {**options, "output_dir": folder}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "command.txt").write_text(shlex.join(["python", *words[1:]]) + "\n")
+    variables = [f"{name}={value}" for name, value in shown_environment(environment or {}).items()]
+    shown = [*variables, "python", "-m", "harness", "run", *as_arguments(shown_options(options)), "--quiet"]
+    (folder / "command.txt").write_text(shlex.join(shown) + "\n")
+    words = [sys.executable, "-m", "harness", "run", *as_arguments(options), "--quiet"]
     with (folder / "output.txt").open("wb") as out:
-        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+        )
 
 
 def finish_apart(process: subprocess.Popen[bytes], folder: Path) -> Apart:
@@ -196,14 +209,20 @@ def stop_apart(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def run_apart(study: Study, name: str, options: Mapping[str, Any], progress: Progress) -> Apart:
+def run_apart(
+    study: Study,
+    name: str,
+    options: Mapping[str, Any],
+    progress: Progress,
+    environment: Mapping[str, str] | None = None,
+) -> Apart:
     """A point in a process of its own: the saved result, or that of a run now. Raises KeyboardInterrupt."""
     done = study.result(name)
     if done is not None:
         return Apart(done, done.exit_code, "")
     progress.say(f"{name} …")
     folder = study.fresh(name)
-    apart = finish_apart(start_apart(options, folder), folder)
+    apart = finish_apart(start_apart(options, folder, environment), folder)
     if apart.code == 130:
         raise KeyboardInterrupt
     return apart

@@ -17,11 +17,15 @@ import click
 
 from harness import __version__
 from harness.cli.accuracy import accuracy
+from harness.cli.compare import compare
 from harness.cli.compliance import compliance
+from harness.cli.context import context
 from harness.cli.dataset import dataset
 from harness.cli.report import report
 from harness.cli.run import run
 from harness.cli.submission import submission
+from harness.cli.sweep import sweep
+from harness.cli.track import track
 
 USAGE, SETUP, INTERRUPTED = 2, 3, 130
 
@@ -48,7 +52,7 @@ def cli() -> None:
     """
 
 
-for command in (run, dataset, accuracy, compliance, submission, report):
+for command in (run, dataset, accuracy, compliance, submission, sweep, context, compare, report, track):
     cli.add_command(command)
 
 

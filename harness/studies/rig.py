@@ -6,9 +6,11 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,11 +22,34 @@ from harness.dataset import Samples, Tokenizer
 from harness.folder import prepare_folder
 from harness.progress import Progress
 from harness.results import RunResult
-from harness.run import System, open_sut, run_test
+from harness.run import POLL, System, open_sut, run_test
 from harness.studies.study import Study
+from sut.health import Deadlines
+from sut.query import Outcome, Query, Tokens
+from sut.work import Work
 
 ENGINES = "engines"
 """The folder of a study in which its engines' logs lie."""
+
+_ids = count(1)
+
+
+class Ear:
+    """Hears of one query's end, on the SUT's loop."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self.outcome: Outcome | None = None
+
+    def first(self, query: Query, ids: Tokens) -> None:
+        pass
+
+    def done(self, finished: Sequence[tuple[Query, Outcome]]) -> None:
+        self.outcome = finished[-1][1]
+        self.ended.set()
+
+    def close(self) -> None:
+        pass
 
 
 class Rig(AbstractContextManager["Rig"]):
@@ -32,9 +57,16 @@ class Rig(AbstractContextManager["Rig"]):
     starts nothing. After an abort the next point gets replicas that are started anew."""
 
     def __init__(
-        self, study: Study, config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress: Progress
+        self,
+        study: Study,
+        config: RunConfig,
+        samples: Samples,
+        tokenizer: Tokenizer,
+        progress: Progress,
+        engines: str = ENGINES,
     ) -> None:
         self.study = study
+        self.engines = study.folder / engines
         self.config = config
         self.samples = samples
         self.progress = progress
@@ -71,21 +103,41 @@ class Rig(AbstractContextManager["Rig"]):
         if result["status"] == "interrupted":
             raise KeyboardInterrupt
         if result["status"] != "complete":
-            self._take_down()
+            self.take_down()
         return result
 
     def system(self) -> System:
         """The SUT, up."""
         if self._system is None:
-            own = replace(self.config, output_dir=self.study.folder / ENGINES)
+            own = replace(self.config, output_dir=self.engines)
             self._system = self._stack.enter_context(open_sut(own, self.samples, self._tokenizer, self.progress))
         return self._system
 
-    def _take_down(self) -> None:
+    def ask(self, prompt: Tokens, deadlines: Deadlines) -> Outcome:
+        """One query without LoadGen, where only its end matters: its times are the SUT's own. A prompt that the replica
+        has said it cannot serve is asked all the same. Raises as `point` does."""
+        sut, ear = self.system().sut, Ear()
+        sut.prepare([])  # what is ready from an earlier test is not for this prompt
+        sut.begin(
+            Work(lambda _: prompt, self.config.stream, self.config.generation.max_tokens, ear, deadlines=deadlines)
+        )
+        sut.issue([next(_ids)], [0])
+        try:
+            while not ear.ended.wait(POLL):
+                pass
+        except KeyboardInterrupt:
+            sut.abandon("the study was interrupted.")
+            raise
+        sut.end()
+        assert ear.outcome is not None
+        return ear.outcome
+
+    def take_down(self) -> None:
         """Stop the replicas; LoadGen first has to come to the end of its schedule, on which this SUT must answer."""
         from harness import loadgen
 
-        self.progress.say("Waiting for LoadGen to end the test that was aborted …")
+        if not loadgen.settled():
+            self.progress.say("Waiting for LoadGen to end the test that was aborted …")
         loadgen.settle()
         self._system = None
         self._stack.close()

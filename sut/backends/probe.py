@@ -42,6 +42,9 @@ GREEDY_TRIES, GREEDY_TOKENS = 4, 16
 LOOK_LIMIT = 10.0
 """Seconds that a look at a replica may take."""
 
+METRICS_LIMIT = 5.0
+"""Seconds that a server has for its metrics before the clock starts."""
+
 
 class Prompts:
     """All samples' prompts as JSON, rendered once for all replicas that take them in the same form."""
@@ -166,8 +169,18 @@ class Probe:
             "answers": "token ids" if dialect.ids_out else "text",
             "model": model,
             "version": version,
-            "prefix_caching": prefix_caching(*await self._get("/metrics")),
+            **await self._cache(),
             "tokenizer": await self._compare_tokenizers(model),
+        }
+
+    async def _cache(self) -> dict[str, bool | int | None]:
+        """None too where /metrics do not answer: nothing else depends on them."""
+        status, metrics = 0, b""
+        with suppress(QueryFailed, TimeoutError):
+            status, metrics = await self._get("/metrics", METRICS_LIMIT)
+        return {
+            "prefix_caching": prefix_caching(status, metrics),
+            "kv_cache_tokens": kv_cache_tokens(status, metrics),
         }
 
     async def _check_greedy(self, model: str, dialect: Dialect) -> None:
@@ -251,6 +264,12 @@ def prefix_caching(status: int, metrics: bytes) -> bool | None:
     """Whether a server reuses prompts' caches, as vLLM's /metrics tell; None where they do not."""
     found = re.search(rb'cache_config_info\{[^}]*enable_prefix_caching="(True|False)"', metrics)
     return found[1] == b"True" if status == 200 and found else None
+
+
+def kv_cache_tokens(status: int, metrics: bytes) -> int | None:
+    """How many tokens a server's KV cache holds, as vLLM's /metrics tell; None where they do not."""
+    found = re.search(rb'cache_config_info\{[^}]*kv_cache_size_tokens="(\d+)"', metrics)
+    return int(found[1]) if status == 200 and found else None
 
 
 def choose_model(asked: str | None, models: Sequence[Mapping[str, Any]] | None, origin: Origin) -> str:

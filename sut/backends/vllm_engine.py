@@ -11,18 +11,19 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from sut.backend import Backend, Sink, drive
+from sut.backend import Backend, Gauges, Sink, drive
 from sut.backends import Plan, refuse_unknown
 from sut.errors import ConfigError, Rejected, ReplicaDied, SetupError
 from sut.query import Query, Tokens
@@ -30,7 +31,13 @@ from sut.query import Query, Tokens
 WARM_UP_PROMPTS = 4
 WARM_UP_TOKENS = 8
 
+SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+"""A forked worker has no mark for the guard and holds its pipe open."""
+
 _spawning = threading.Lock()
+
+# What a line of a log gives as the reason of an end: an exception, bare or logged, or a complaint of argparse.
+_REASON = re.compile(r"(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?((?:[\w.]+(?:Error|Exception)|[\w.-]+: error): .+)")
 
 
 class VllmEngine:
@@ -46,7 +53,9 @@ class VllmEngine:
         self._engine: Any = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._log = plan.log_dir / f"{name}.log" if plan.log_dir else None
+        self._log_from = self._log.stat().st_size if self._log and self._log.exists() else 0
         self._death: str | None = None
+        self._tally = Tally()
         self.capacity = 512  # until the engine says how many sequences it runs
         self.facts: Mapping[str, Any] = {}
 
@@ -66,8 +75,11 @@ class VllmEngine:
             "max_num_seqs": int(scheduler.max_num_seqs),
             "max_num_batched_tokens": int(scheduler.max_num_batched_tokens),
             "max_model_len": int(self._engine.model_config.max_model_len),
+            "kv_cache_tokens": getattr(self._engine.vllm_config.cache_config, "kv_cache_size_tokens", None),
             "dtype": str(self._engine.model_config.dtype).removeprefix("torch."),
         }
+        if devices := devices_in(self._environment):
+            self.facts = {**self.facts, "devices": devices}
 
     async def prepare(self, prompts: Sequence[Tokens]) -> None:
         """Nothing: token ids are what the engine takes."""
@@ -93,6 +105,9 @@ class VllmEngine:
             return self._why_dead()
         return None
 
+    def gauges(self) -> Gauges:
+        return self._tally.gauges()
+
     async def stop(self) -> None:
         """Shut the engine down without noise: its reader first, or it logs an error about its own end."""
         engine, self._engine = self._engine, None
@@ -117,7 +132,8 @@ class VllmEngine:
             arguments = AsyncEngineArgs(**engine_arguments(self._plan))
             # vLLM sizes its batches by what the engine is for: on a CPU 256 sequences for batch work, 128 for serving.
             context = UsageContext.LLM_CLASS if self._plan.batch else UsageContext.OPENAI_API_SERVER
-            return AsyncLLM.from_engine_args(arguments, usage_context=context)
+            loggers = [stat_logger(self._tally)] if self._plan.gauges else None
+            return AsyncLLM.from_engine_args(arguments, usage_context=context, stat_loggers=loggers)
 
     def _logging(self) -> dict[str, str]:
         """vLLM logs to the engine's own file, which explains its death later; our process's vLLM does so too."""
@@ -142,12 +158,13 @@ class VllmEngine:
         return self._death
 
     def _tail(self) -> str:
-        """The last error line that the engine process logged, as an appendix to a message."""
+        """What the engine process has logged as the reason, as an appendix to a message."""
         if self._log is None or not self._log.exists():
             return ""
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if " ERROR " in line] or lines
-        return f"; {self._log.name} ends: {errors[-1].strip()[-300:]}" if errors else ""
+        with self._log.open("rb") as log:
+            log.seek(self._log_from)
+            text = reason(log.read().decode(errors="replace"))
+        return f"; {self._log.name} ends: {text}" if text else ""
 
     def _frames(self, query: Query) -> AsyncIterator[tuple[Sequence[int], str | None]]:
         return self._generate(f"{query.id:x}", query.prompt.tolist(), query.stream, query.max_tokens)
@@ -198,6 +215,61 @@ class VllmEngine:
         await asyncio.gather(*(answer(number) for number in range(WARM_UP_PROMPTS)))
 
 
+class Tally:
+    """What an engine's steps have said so far; a data-parallel replica has several engines. Counts are running sums."""
+
+    def __init__(self) -> None:
+        self._now: dict[int, tuple[int, int, float]] = {}
+        self.preemptions = self.prompt_tokens = self.generation_tokens = 0
+
+    def schedule(self, engine: int, running: int, waiting: int, kv_cache_usage: float) -> None:
+        self._now[engine] = running, waiting, kv_cache_usage
+
+    def gauges(self) -> Gauges:
+        """Of several engines, the fullest KV cache."""
+        if not self._now:  # nobody has listened, or no step was made yet
+            return Gauges()
+        running, waiting, usage = zip(*self._now.values(), strict=True)
+        counted = self.preemptions, self.prompt_tokens, self.generation_tokens
+        return Gauges(sum(running), sum(waiting), max(usage), *counted)
+
+
+def stat_logger(tally: Tally) -> type:
+    """A logger in vLLM's sense that writes to a tally; it is called on the loop, once per engine step.
+
+    It stands in the place of vLLM's PrometheusStatLogger, which otherwise comes along with any logger: that one fills
+    histograms for each token on our loop, for a /metrics page that an engine in this process does not have.
+    """
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    class TallyLogger(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is not there for mypy
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass  # the class above would register its metrics
+
+        def record(
+            self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+        ) -> None:
+            if scheduler_stats is not None:
+                waiting = scheduler_stats.num_waiting_reqs + getattr(scheduler_stats, "num_skipped_waiting_reqs", 0)
+                running, usage = scheduler_stats.num_running_reqs, scheduler_stats.kv_cache_usage
+                tally.schedule(engine_idx, running, waiting, usage)
+            if iteration_stats is not None:
+                tally.preemptions += iteration_stats.num_preempted_reqs
+                tally.prompt_tokens += iteration_stats.num_prompt_tokens
+                tally.generation_tokens += iteration_stats.num_generation_tokens
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+        def record_sleep_state(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def record_admission_rejection(self, *_: Any, **__: Any) -> None:
+            pass
+
+    return TallyLogger
+
+
 def make_replicas(plan: Plan) -> Sequence[Backend]:
     """One engine per replica, the devices of this machine divided among them. Raises ConfigError or SetupError."""
     AsyncEngineArgs = require_vllm()
@@ -208,6 +280,15 @@ def make_replicas(plan: Plan) -> Sequence[Backend]:
         if name in plan.engine_args:
             raise ConfigError(f"--engine-arg {name}=… would serve another model than the result says: use --model.")
     return [VllmEngine(f"vllm-{i}", plan, *place) for i, place in enumerate(divide_machine(plan))]
+
+
+def make_one(name: str, plan: Plan, place: int, places: int) -> VllmEngine:
+    """The engine that is number `place` of `places` on this machine, whose devices the environment names already; on a
+    CPU its cores are divided here. Raises ConfigError or SetupError."""
+    require_vllm()
+    if _on_cpu():
+        return VllmEngine(name, plan, *_divide_cores(replace(plan, replicas=places))[place])
+    return VllmEngine(name, plan, SPAWN | dict(plan.engine_env), [])
 
 
 def require_vllm() -> Any:
@@ -301,8 +382,15 @@ def _divide_devices(plan: Plan, variable: str, count: int) -> list[tuple[dict[st
             "ask for fewer replicas or less parallelism."
         )
     chunks = [devices[i * size : (i + 1) * size] for i in range(plan.replicas)]
-    spawn = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}  # a fork has no mark for the guard and holds its pipe open
-    return [({variable: ",".join(chunk)} | spawn | dict(plan.engine_env), []) for chunk in chunks]
+    return [({variable: ",".join(chunk)} | SPAWN | dict(plan.engine_env), []) for chunk in chunks]
+
+
+def devices_in(environment: Mapping[str, str]) -> list[str]:
+    """The devices that a replica's environment shows it, as the platform names them; none on a CPU."""
+    from vllm.platforms import current_platform
+
+    names = environment.get(current_platform.device_control_env_var, "")
+    return [name for name in names.split(",") if name]
 
 
 def _parallel(plan: Plan, name: str) -> int:
@@ -387,6 +475,21 @@ def _spread_threads(cores: Iterable[int]) -> None:
         for thread in os.listdir("/proc/self/task"):
             with suppress(ProcessLookupError):
                 os.sched_setaffinity(int(thread), cores)
+
+
+def reason(log: str) -> str:
+    """The one line of a log that says why its process ended: its last exception, or else its last error, or line."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    for index in range(len(lines) - 1, -1, -1):
+        found = _REASON.match(lines[index])
+        if found and "root cause" not in found[1]:  # which says that another line has it
+            # What is indented below an exception belongs to its text (pydantic's does).
+            below = index + 1
+            while below < len(lines) and lines[below][0].isspace():
+                below += 1
+            return " ".join([found[1].strip(), *map(str.strip, lines[index + 1 : below])])[:300]
+    errors = [line for line in lines if " ERROR " in line] or lines
+    return errors[-1].strip()[-300:] if errors else ""
 
 
 def first_line(error: BaseException) -> str:

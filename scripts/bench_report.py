@@ -1,6 +1,6 @@
 """What a report costs: building it from 24,576 samples of an accuracy run, and opening it in headless Chromium.
 
-    python scripts/bench_report.py                      makes the run once in ./bench-report (echo, two minutes)
+    python scripts/bench_report.py                      makes the run once in results/bench-report (echo, two minutes)
     python scripts/bench_report.py --run DIR            of a run that is there
     python scripts/bench_report.py --live               also with charts drawn by the page instead of beforehand
 
@@ -48,7 +48,7 @@ def make_run(folder: Path) -> Path:
     run = folder / "run"
     if (run / "result.json").exists():
         return run
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     r = random.Random(1)
     words = ["".join(r.choices("abcdefghijklmnopqrstuvwxyz", k=r.randint(2, 9))) for _ in range(3000)]
     ids = np.random.default_rng(1).integers(3, 650, (SAMPLES, TOKENS)).tolist()
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--live", action="store_true", help="also charts that the page draws")
     options = parser.parse_args()
-    run = options.run or make_run(Path("bench-report"))
+    run = options.run or make_run(Path("results/bench-report"))
     print(f"{run}, {options.rounds} rounds, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as name:
         whole, light, live = (Path(name) / f"{page}.html" for page in ("whole", "light", "live"))

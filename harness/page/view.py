@@ -234,7 +234,8 @@ def findings_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not names:
         return None
     cells = [[cell(row.get(name)) for name in names] for row in rows[:ROWS]]
-    return {"names": names, "rows": cells}
+    words = [any(isinstance(row.get(name), str) for row in rows) for name in names]
+    return {"names": names, "words": words, "rows": cells}
 
 
 def cell(value: Any) -> str:

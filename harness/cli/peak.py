@@ -19,7 +19,7 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 @click.option(
     "--repeats",
     type=COUNT,
-    help="How often the peak must be VALID.  [default: 3, or 1 where a test lasts two minutes or more]",
+    help="Tests at the peak, most of them VALID.  [default: 3, or 1 where a test lasts two minutes or more]",
 )
 @click.option("--quick", is_flag=True, help="No tests of full length: an estimate from short ones.")
 @click.option("--confirm", is_flag=True, help="At the end the test itself at the peak, as `run` would run it.")

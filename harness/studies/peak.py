@@ -34,7 +34,7 @@ SCENARIOS = ("Server", "Interactive")
 CONFIRMATION = "confirmation"
 
 TIMES, LONG = 3, 120.0
-"""How often the best rate must be valid where nobody says so, unless a test lasts so many seconds: then once."""
+"""Tests at the best rate where nobody says how many, unless a test lasts so many seconds: then one."""
 
 
 @dataclass(frozen=True)

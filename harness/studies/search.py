@@ -9,7 +9,7 @@ decisive latency, which only as many queries exceed as LoadGen allows, and what 
 1. short probes, each at the rate that the one before it points to, until one is where it points to itself;
 2. tests of full length, until one is VALID and one at most TOLERANCE above it is not. One that is hopeless is soon over
    and one that is valid takes all of its time, so they come from where the short ones point to and not from below. Runs
-   are noisy: the best rate must be valid `times` times, and a rate that was not valid once is none.
+   are noisy: of `times` tests at the best rate most must be valid.
 
 A `quick` search has estimates for its stage 2: some longer probes at the edge, and the median of what they point to.
 """
@@ -80,7 +80,7 @@ class Terms:
     longest: float
     """Seconds that an answer takes under the limits, until one is measured."""
     times: int = 1
-    """How often the best rate must be valid; for a quick search, how many probes at the edge."""
+    """Tests at the best rate, most of which must be valid; for a quick search, probes at the edge."""
     quick: bool = False
     schedule: list[Times] = field(default_factory=list, compare=False, repr=False)
 
@@ -149,7 +149,7 @@ class Answer:
 def next_step(terms: Terms, history: Sequence[Probe]) -> Ask | Answer:
     """The next probe, or the answer."""
     if len(history) >= MOST_PROBES:
-        best = _best([probe for probe in history if probe.full])
+        best, _ = _around_peak([probe for probe in history if probe.full])
         return Answer(best, best is not None, f"the search came to no end in {len(history)} probes")
     shorts = [probe for probe in history if probe.level == SHORT]
     if not shorts:
@@ -236,9 +236,9 @@ def _at_full_length(terms: Terms, history: Sequence[Probe], pointed: float) -> A
     full = [probe for probe in history if probe.full]
     if not full:
         return _ask(terms, history, FULL, pointed)
-    best, worst = _best(full), min((probe.rate for probe in full if not probe.valid), default=None)
+    best, worst = _around_peak(full)
     if best is not None and worst is not None and worst <= best * (1 + TOLERANCE):
-        enough = sum(probe.rate == best for probe in full) >= terms.times
+        enough = 2 * sum(probe.valid for probe in full if probe.rate == best) > terms.times
         return Answer(best, confirmed=True) if enough else _ask(terms, history, FULL, best)
     return _ask(terms, history, FULL, _within(best, worst, _pooled(terms, history, full), _misses(full)))
 
@@ -273,10 +273,14 @@ def _pooled(terms: Terms, history: Sequence[Probe], full: Sequence[Probe]) -> fl
     return sum(guess * seen for guess, seen in found) / sum(seen for _, seen in found) if found else None
 
 
-def _best(full: Sequence[Probe]) -> float | None:
-    """The highest rate that is valid where neither it nor a lower one ever was not."""
-    worst = min((probe.rate for probe in full if not probe.valid), default=float("inf"))
-    return max((probe.rate for probe in full if probe.valid and probe.rate < worst), default=None)
+def _around_peak(full: Sequence[Probe]) -> tuple[float | None, float | None]:
+    """The highest rate whose tests are valid for half or more, and the lowest above it whose tests are not."""
+    tried: dict[float, list[bool]] = {}
+    for probe in full:
+        tried.setdefault(probe.rate, []).append(probe.valid)
+    good = {rate: 2 * sum(verdicts) >= len(verdicts) for rate, verdicts in tried.items()}
+    best = max((rate for rate, valid in good.items() if valid), default=None)
+    return best, min((rate for rate, valid in good.items() if not valid and rate > (best or 0)), default=None)
 
 
 # -- what probes say --------------------------------------------------------------------------------------------------

@@ -66,19 +66,22 @@ def test_where_a_test_is_no_longer_than_a_probe_every_probe_is_one() -> None:
     answer, history, _ = search(server, terms_of(server, seconds=10.0, whole=512, times=3))
     assert all(probe.full for probe in history)
     assert answer.confirmed
-    assert sum(probe.rate == answer.rate and probe.valid for probe in history) == 3
+    assert sum(probe.rate == answer.rate and probe.valid for probe in history) == 2, "two of three are most"
 
 
-def test_a_rate_that_was_invalid_once_is_none() -> None:
-    """Runs differ by some percent here: what is answered was valid each time, and so was nothing above an invalid."""
+def test_where_runs_differ_the_peak_is_valid_in_most_tests_and_the_rate_above_in_few() -> None:
+    """Each run is some percent quicker or slower than another: no single verdict can be trusted."""
     server = VirtualServer(noise=0.03)
     for seed in range(4):
         own = replace(server, seed=seed)
-        answer, history, _ = search(own, terms_of(own, seed, times=3))
+        terms = terms_of(own, seed, times=3)
+        answer, history, _ = search(own, terms)
         assert answer.rate is not None
         tried = [probe.valid for probe in history if probe.full and probe.rate == answer.rate]
-        assert len(tried) >= 3 and all(tried)
-        assert not any(not probe.valid and probe.rate <= answer.rate for probe in history if probe.full)
+        assert tried.count(True) >= 2 > tried.count(False)
+        above = [p.valid for p in history if p.full and answer.rate < p.rate <= answer.rate * (1 + TOLERANCE)]
+        assert above.count(False) >= above.count(True)
+        assert answer.rate == pytest.approx(find_truth(replace(own, noise=0.0), terms), rel=0.05)
 
 
 def test_no_rate_is_valid_where_the_unloaded_server_misses_the_limit() -> None:

@@ -400,7 +400,7 @@ def watch_hopes(test: Run, sut: SUT, tally: Tally, bridge: Bridge, config: RunCo
     if test.done.is_set() or sut.aborted is not None:
         return
     sut.run(bridge.hold())
-    while not test.issued.wait(POLL):
+    while not (test.issued.wait(POLL) or test.done.is_set()):  # a test that fails ends without a word of its issuing
         progress.update(f"{title}, hopeless", sut.counts(), None)
     sut.run(sut.cut(f"the test was hopeless: {why}"))
     sut.run(bridge.release())

@@ -35,6 +35,9 @@ LONGEST = 6000
 AT_ONCE = 100
 """Parameters or tags in one request (MLflow's MAX_PARAMS_TAGS_PER_BATCH)."""
 
+METRICS_AT_ONCE = 1000
+"""Metrics in one request (MLflow's MAX_METRICS_PER_BATCH); a run on a thousand replicas has more."""
+
 REACH_LIMIT = 5.0
 
 
@@ -87,7 +90,7 @@ def keep(result: RunResult, store: tuple[MlflowClient, str], parent: str | None 
     from mlflow.exceptions import MlflowException
 
     client, experiment = store
-    began = int(1000 * result.content.get("started_at", 0)) or None
+    began = int(1000 * (result.content.get("started_at") or 0)) or None  # a test that never began has none
     try:
         name = client.create_run(experiment, began, run_name=result.folder.name).info.run_id
         tags = dict(verdict(result.content)) | ({"mlflow.parentRunId": parent} if parent else {})
@@ -96,7 +99,8 @@ def keep(result: RunResult, store: tuple[MlflowClient, str], parent: str | None 
         for start in range(0, len(parameters), AT_ONCE):
             client.log_batch(name, params=parameters[start : start + AT_ONCE])
         metrics = [Metric(key, value, began or 0, 0) for key, value in figures_of(result.content)]
-        client.log_batch(name, metrics=metrics[:1000])
+        for start in range(0, len(metrics), METRICS_AT_ONCE):
+            client.log_batch(name, metrics=metrics[start : start + METRICS_AT_ONCE])
         client.log_artifacts(name, str(result.folder))
         client.set_terminated(name, "FINISHED" if result["status"] == "complete" else "KILLED")
     except (MlflowException, OSError) as error:
@@ -114,7 +118,9 @@ def keep_folder(folder: Path, store: tuple[MlflowClient, str]) -> int:
     if (folder / RESULT).exists():
         keep(load(folder), store)
         return 1
-    found = sorted(path.parent for path in folder.rglob(RESULT))
+    inner = sorted(path.parent for path in folder.rglob(RESULT))
+    # What an interrupted test has left was moved aside, and its point was run anew.
+    found = [path for path in inner if "interrupted-" not in str(path.relative_to(folder))]
     if not found:
         raise SetupError(f"{folder} holds no result: name the folder of a run, or one with several in it.")
     client, experiment = store

@@ -117,7 +117,11 @@ def draw(chart: Chart) -> dict[str, Any]:
 
 def svg_of(spec: Spec) -> str:
     """Raises ValueError for a specification that cannot be drawn, or only with what it would have to fetch."""
-    return as_svg(visible(finite(spec)))
+    whole = visible(finite(spec))
+    try:
+        return as_svg(whole)
+    except ValueError:  # it may be another chart's fault, which the library throws at whoever comes next
+        return as_svg(whole)
 
 
 def visible(value: Any) -> Any:

@@ -214,6 +214,8 @@ def read_samples(path: Path) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not path.is_file():
+        raise SetupError(f"{path.parent} has no {path.name}, which says how sure figures are: copy it from the run.")
     try:
         table = pq.read_table(path)
         table.validate(full=True)

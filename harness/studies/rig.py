@@ -147,7 +147,9 @@ class Rig(AbstractContextManager["Rig"]):
         if not loadgen.settled():
             self.progress.say("Waiting for LoadGen to end the test that was aborted …")
         loadgen.settle()
-        self._system = None
+        system, self._system = self._system, None
+        if system is not None:
+            system.sut.close()  # after an abort `open_sut` does not: a test may still be issuing, and the process ends
         self._stack.close()
 
 

@@ -99,7 +99,7 @@ def open_study(name: str, config: RunConfig, question: Mapping[str, Any]) -> Ite
         (folder / POINTS).mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_whole(path, json.dumps(asked, indent=1) + "\n")
-        lock = path.open()
+        lock = path.open("r+")  # NFS locks for writing only what is open for it
     except OSError as error:
         raise SetupError(f"cannot write to the output directory {folder}: {error.strerror}.") from error
     with lock:
@@ -107,6 +107,8 @@ def open_study(name: str, config: RunConfig, question: Mapping[str, Any]) -> Ite
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"another process is at work on the {name} in {folder}.") from None
+        except OSError as error:
+            raise SetupError(f"{path} cannot be locked ({error.strerror}): choose another --output-dir.") from error
         yield Study(name, folder)
 
 

@@ -33,7 +33,7 @@ RULES: Sequence[tuple[str, Kind, str]] = (
     (r"target_qps|min_duration|min_queries|chosen", Kind.NOISE, "the same settings once more"),
     (r"dataset", Kind.NOISE, "its checksum tells, not its place"),
     (r"ready_timeout|(first_token|stall|request)_timeout", Kind.NOISE, "a deadline that nothing ran into"),
-    (r"endpoint(\..*)?|environment\.engines\..*\.url", Kind.NOISE, "where a replica is, not what it is"),
+    (r"endpoint(\..*)?|ray_address|environment\.engines\..*\.url", Kind.NOISE, "where a replica is, not what it is"),
     (r"environment\.machine\.(hostname|disks.*|network_cards.*)", Kind.NOISE, "not on the path of a query"),
     (r"environment\.devices\.\d+\.uuid", Kind.NOISE, "another board of the same kind"),
     (r"environment\.variables\.HF_.*", Kind.NOISE, "where a hub's files are kept"),

@@ -447,6 +447,8 @@ def connect(address: str) -> None:
     import ray
 
     refuse_unreachable(address)
+    if ray.is_initialized():  # by a SUT of this process whose start failed: with it go its actors and their devices
+        ray.shutdown()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import pytest
 
+from harness.config import resolve
+from harness.progress import Progress
+from harness.run import watch_hopes
 from harness.tally import Tally
 from sut.errors import BackendError
 from sut.query import TOKEN_DTYPE, Outcome, Query
+from sut.work import Counts
 from tests.harness.conftest import call
 
 PROMPT = np.arange(4, dtype=TOKEN_DTYPE)
@@ -71,6 +77,40 @@ with Progress(quiet=True) as progress, open_sut(first, samples, tokenizer, progr
     prepare_folder(second)
     run_test(second, system, progress, tally=Tally(1.0, 0.2, 5))
 """
+
+
+class Failing:
+    """A test that is hopeless, and whose LoadGen fails while answers are held back; in the place of its SUT too."""
+
+    aborted = None
+
+    def __init__(self) -> None:
+        self.done, self.issued = threading.Event(), threading.Event()
+        self.said: list[str] = []
+
+    def run(self, what: str) -> None:
+        self.said.append(what)
+        self.done.set()
+
+    def hold(self) -> str:
+        return "hold"
+
+    def cut(self, reason: str) -> str:
+        return reason
+
+    def release(self) -> str:
+        return "release"
+
+    def counts(self) -> Counts:
+        return Counts(1, 0, 0, 0, 1)
+
+
+def test_a_hopeless_test_whose_loadgen_fails_is_not_waited_for(tmp_path: Path) -> None:
+    config = resolve(scenario="Server", backend="echo", target_qps=5.0, output_dir=tmp_path)
+    test: Any = Failing()
+    with Progress(quiet=True) as progress:
+        watch_hopes(test, test, Tally(0.1, 0.1, 0, failed=1), test, config, progress)
+    assert test.said == ["hold", "the test was hopeless: 1 queries have failed", "release"]
 
 
 def test_a_hopeless_test_ends_at_once_and_the_next_one_in_its_process_is_none_the_worse(tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def test_the_results_of_a_study_lie_below_one_run_that_has_its_findings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(tmp_path / "study" / "points" / "a", RESULT)
-    save(tmp_path / "study" / "points" / "b", RESULT | {"status": "aborted"})
+    save(tmp_path / "study" / "points" / "b", RESULT | {"status": "aborted", "started_at": None})
+    save(tmp_path / "study" / "points" / "b.interrupted-1", RESULT | {"status": "interrupted"})
     (tmp_path / "study" / "findings.json").write_text("{}")
     store = tmp_path / "store"
     assert call(["track", str(tmp_path / "study"), "--mlflow-uri", f"file:{store}"]) == 0
@@ -172,6 +173,14 @@ def test_what_goes_where() -> None:
         "engine_arg.b.c": "True",
         "long": "x" * LONGEST,
     }
+
+
+def test_no_figure_of_many_replicas_is_left_out(tmp_path: Path) -> None:
+    series = {f"echo-{place}": {"running": {"mean": 1.0, "max": float(place)}} for place in range(700)}
+    save(tmp_path / "run", RESULT | {"telemetry": {"series": series}})
+    assert call(["track", str(tmp_path / "run"), "--mlflow-uri", f"file:{tmp_path / 'store'}"]) == 0
+    _, (kept,) = browse(tmp_path / "store")
+    assert kept.data.metrics["telemetry.series.echo-699.running.max"] == 699.0
 
 
 def test_a_folder_is_no_server() -> None:

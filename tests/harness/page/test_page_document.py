@@ -131,6 +131,13 @@ def test_a_study_whose_figure_would_reach_out_is_told_without_it(spec: dict[str,
     assert "trouble" in drawn or "<image" not in drawn["wide"]
 
 
+def test_a_chart_that_cannot_be_drawn_takes_no_other_with_it() -> None:
+    mark = {"type": "point", "href": "javascript:alert(1)"}
+    bad = {**FIGURE, "mark": mark}
+    assert "trouble" in draw(Chart("bad", bad))
+    assert "<svg" in draw(Chart("good", FIGURE))["wide"]
+
+
 def test_several_results_are_listed_first(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / "one"), make_study(tmp_path / "sweep"), make_submission(tmp_path / "sub")]
     page = build([read(folder) for folder in folders])

@@ -113,7 +113,12 @@ def test_each_refusal_is_told_apart(
     assert (beyond.edge, beyond.status, beyond.said is None) == (edge, status, edge == FITS)
 
 
+def loops() -> int:
+    return sum(thread.name == "sut-loop" for thread in threading.enumerate())
+
+
 def test_a_server_that_goes_while_it_is_asked_has_died(tmp_path: Path, tokenizer: Tokenizer, prompts: Prompts) -> None:
+    others = loops()
     with (
         Stub(Script(max_model_len=10**6, fault="stall-before", fault_beyond=LIMIT)) as stub,
         rig_of(tmp_path, tokenizer, endpoint=[stub.url]) as rig,
@@ -123,6 +128,7 @@ def test_a_server_that_goes_while_it_is_asked_has_died(tmp_path: Path, tokenizer
         probe = context.ask(rig, prompts.one(2 * LIMIT, 0), 20.0)
         assert probe.edge == DIED
         assert probe.said is not None and "refused" in probe.said
+        assert loops() == others, "nothing of a SUT that was taken down goes on"
         with pytest.raises(SetupError, match="not ready"):  # it was taken down, and cannot be had again
             context.ask(rig, prompts.one(LIMIT, 0), 20.0)
         stub.revive()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -76,6 +78,16 @@ def test_two_processes_never_work_in_one_folder(tmp_path: Path) -> None:
         pytest.raises(ConfigError, match="another process"),
         open_study("sweep", own, {}),
     ):
+        pass
+
+
+def test_a_file_system_that_cannot_lock_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: IO[str], how: int) -> None:
+        assert file.writable(), "NFS has no exclusive lock for a file that is only read"
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("harness.studies.study.fcntl.flock", refuse)
+    with pytest.raises(SetupError, match="No locks"), open_study("sweep", config(tmp_path), {}):
         pass
 
 

@@ -8,7 +8,16 @@ import socket
 import pytest
 
 from sut.backends import Generation, Plan, ray_engine
-from sut.backends.ray_engine import FAILURES, Done, Group, groups_of, make_replicas, outcome_of, refuse_unreachable
+from sut.backends.ray_engine import (
+    FAILURES,
+    Done,
+    Group,
+    connect,
+    groups_of,
+    make_replicas,
+    outcome_of,
+    refuse_unreachable,
+)
 from sut.errors import BackendError, Rejected, ReplicaDied, SetupError
 
 PLAN = Plan(2, "model", "auto", None, Generation(8))
@@ -30,6 +39,18 @@ def test_replicas_are_packed_and_spread_between(replicas: int, size: int, larges
 @pytest.mark.parametrize("address", ["auto", "local"])
 def test_names_are_left_to_ray(address: str) -> None:
     refuse_unreachable(address)
+
+
+def test_what_a_start_that_failed_has_left_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    did: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: "init" in did)
+    monkeypatch.setattr(ray, "shutdown", lambda: did.append("shutdown"))
+    monkeypatch.setattr(ray, "init", lambda **_: did.append("init"))
+    connect("auto")
+    connect("auto")
+    assert did == ["init", "shutdown", "init"], "Ray refuses a second init"
 
 
 def test_an_address_that_is_listened_on_is_left_to_ray() -> None:

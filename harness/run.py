@@ -146,7 +146,20 @@ def describe_dialects(found: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
     """The SUT with its replicas, nothing started. Raises ConfigError or SetupError for what the backend refuses."""
-    plan = Plan(
+    backends = make_backends(config.backend, plan_of(config, tokenizer))
+    # In Offline all queries are there at once; a connection for each would be tens of thousands of them.
+    bounded = config.backend == "remote" and not config.stream
+    caps = [config.max_in_flight or (backend.capacity if bounded else None) for backend in backends]
+    replicas = [Replica(f"{config.backend}-{i}", *pair) for i, pair in enumerate(zip(backends, caps, strict=True))]
+    # A vLLM engine whose frames are as few as can be says nothing between an answer's first token and its end.
+    frames = config.backend == "echo" or config.stream_interval is not None
+    deadlines = Deadlines(config.first_token_timeout, config.stall_timeout, config.request_timeout, each=frames)
+    return SUT(replicas, config.dispatch, deadlines, resilient=config.failure_policy == "resilient")
+
+
+def plan_of(config: RunConfig, tokenizer: Tokenizer) -> Plan:
+    """What a configuration asks of its backend."""
+    return Plan(
         replicas=config.replicas,
         model=config.model,
         dtype=config.dtype,
@@ -169,15 +182,6 @@ def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
         tokens_now=config.mode != "performance",
         codec=tokenizer,
     )
-    backends = make_backends(config.backend, plan)
-    # In Offline all queries are there at once; a connection for each would be tens of thousands of them.
-    bounded = config.backend == "remote" and not config.stream
-    caps = [config.max_in_flight or (backend.capacity if bounded else None) for backend in backends]
-    replicas = [Replica(f"{config.backend}-{i}", *pair) for i, pair in enumerate(zip(backends, caps, strict=True))]
-    # A vLLM engine whose frames are as few as can be says nothing between an answer's first token and its end.
-    frames = config.backend == "echo" or config.stream_interval is not None
-    deadlines = Deadlines(config.first_token_timeout, config.stall_timeout, config.request_timeout, each=frames)
-    return SUT(replicas, config.dispatch, deadlines, resilient=config.failure_policy == "resilient")
 
 
 def take_up(config: RunConfig, samples: Samples) -> Journal:

@@ -19,6 +19,7 @@ from harness import __version__
 from harness.cli.accuracy import accuracy
 from harness.cli.compliance import compliance
 from harness.cli.dataset import dataset
+from harness.cli.readiness import readiness
 from harness.cli.run import run
 from harness.cli.submission import submission
 
@@ -47,7 +48,7 @@ def cli() -> None:
     """
 
 
-for command in (run, dataset, accuracy, compliance, submission):
+for command in (run, dataset, accuracy, compliance, submission, readiness):
     cli.add_command(command)
 
 

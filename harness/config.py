@@ -62,6 +62,8 @@ class RunConfig:
     engine_arg: Mapping[str, Any]
     engine_env: Mapping[str, str]
     max_in_flight: int | None
+    concurrency: int | None
+    """Queries in flight in all: a closed loop."""
     stream_interval: int | None
     generation: Generation
     dtype: str
@@ -73,6 +75,7 @@ class RunConfig:
     audit_dataset: str | None
     samples: int | None
     resume: bool
+    no_telemetry: bool
     user_conf: str | None
     audit_config: str | None
     audit_text: str | None
@@ -112,8 +115,8 @@ class RunConfig:
 
     @property
     def stream(self) -> bool:
-        """Offline has no first token to report."""
-        return self.loadgen_scenario != "Offline"
+        """Offline has no first token to report; a closed loop wants to know when it came."""
+        return self.loadgen_scenario != "Offline" or self.concurrency is not None
 
 
 def resolve(
@@ -137,6 +140,7 @@ def resolve(
     engine_arg: Mapping[str, Any] | None = None,
     engine_env: Mapping[str, str] | None = None,
     max_in_flight: int | None = None,
+    concurrency: int | None = None,
     stream_interval: int | None = None,
     failure_policy: str = "strict",
     first_token_timeout: float | None = None,
@@ -145,6 +149,7 @@ def resolve(
     audit_dataset: str | None = None,
     samples: int | None = None,
     resume: bool = False,
+    no_telemetry: bool = False,
     user_conf: Path | None = None,
     audit_config: Path | None = None,
     target_qps: float | None = None,
@@ -161,6 +166,7 @@ def resolve(
     one_of(dispatch, ("auto", *POLICIES), "dispatch policy")
     one_of(failure_policy, FAILURE_POLICIES, "failure policy")
     at_least_one(max_in_flight=max_in_flight, stream_interval=stream_interval, samples=samples)
+    refuse_odd_loops(concurrency, scenario, mode, offline_batch, (max_in_flight or 0) * where.replicas)
     refuse_odd_batches(offline_batch, scenario, where.backend, max_in_flight)
     refuse_odd_modes(mode, resume, output_dir, audit_config, samples)
     refuse_odd_audits(row, mode, audit_dataset)
@@ -195,10 +201,11 @@ def resolve(
         insecure=insecure,
         ready_timeout=ready_timeout,
         offline_batch=offline_batch,
-        dispatch=("pull" if scenario == "Offline" else "round-robin") if dispatch == "auto" else dispatch,
+        dispatch=default_dispatch(scenario, concurrency) if dispatch == "auto" else dispatch,
         engine_arg=engine_arg,
         engine_env=dict(engine_env or {}),
         max_in_flight=max_in_flight,
+        concurrency=concurrency,
         stream_interval=stream_interval,
         generation=row.generation_in(mode),
         dtype=str(engine_arg.get("dtype", row.dtype if own_model else "auto")),
@@ -210,10 +217,11 @@ def resolve(
         audit_dataset=audit_dataset,
         samples=samples,
         resume=resume,
+        no_telemetry=no_telemetry,
         user_conf=str(conf_path) if conf_path else None,
         audit_config=str(audit_config) if audit_config else None,
         audit_text=read_audit(audit_config) if audit_config else None,
-        settings=resolve_settings(row, scenario, conf, options),
+        settings=loop_settings(row, scenario, conf, options, concurrency),
         chosen=chosen_keys(row, scenario, conf, options),
         output_dir=output_dir or default_output(benchmark, scenario, mode),
     )
@@ -263,6 +271,44 @@ def refuse_odd_batches(size: int, scenario: str, backend: str, max_in_flight: in
         raise ConfigError("--offline-batch is for remote replicas in Offline: there, prompts may share a request.")
     if max_in_flight is not None and max_in_flight < size:
         raise ConfigError(f"--max-in-flight {max_in_flight} never lets a batch of --offline-batch {size} together.")
+
+
+def refuse_odd_loops(concurrency: int | None, scenario: str, mode: str, offline_batch: int, most: int) -> None:
+    """Raises ConfigError for a closed loop where there is none; `most`: what the replicas' own caps let together, 0 if
+    there are none."""
+    if concurrency is None:
+        return
+    at_least_one(concurrency=concurrency)
+    if scenario != "Offline":
+        raise ConfigError(
+            f"--concurrency is a closed loop, which is Offline with a cap: in {scenario} LoadGen itself says when a "
+            "query comes."
+        )
+    if mode == "submission":
+        raise ConfigError("--concurrency is for measuring: a closed loop is no submission, leave one of the two out.")
+    if offline_batch > 1:
+        raise ConfigError("--concurrency releases one query as another ends: leave --offline-batch out.")
+    if 0 < most < concurrency:
+        raise ConfigError(f"--max-in-flight lets {most} queries together, and never --concurrency {concurrency}.")
+
+
+def default_dispatch(scenario: str, concurrency: int | None) -> str:
+    """Whom `auto` asks: Offline's replicas pull; a closed loop's next query goes where fewest are."""
+    if scenario != "Offline":
+        return "round-robin"
+    return "pull" if concurrency is None else "least-outstanding"
+
+
+def loop_settings(
+    row: Benchmark, scenario: str, conf: Conf, options: Mapping[str, Number], concurrency: int | None
+) -> dict[str, Number]:
+    """LoadGen's keys; a closed loop asks as many queries as it is told, and not whole passes over the samples, unless a
+    person wants them: with few in flight, a pass may take hours."""
+    settings = resolve_settings(row, scenario, conf, options)
+    key = "sample_concatenate_permutation"
+    if concurrency is None or key in chosen_keys(row, scenario, conf, options):
+        return settings
+    return settings | {key: 0}
 
 
 def refuse_odd_modes(

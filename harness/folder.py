@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 from pathlib import Path
 
-from harness import accuracy, results
+from harness import accuracy, results, telemetry
 from harness.audits import AUDITS
 from harness.conf import CONF_HEAD, conf_text
 from harness.config import AUDIT_FILE, USER_CONF, RunConfig
@@ -17,6 +17,7 @@ WRITTEN = (
     results.RESULT,
     results.SUBMISSION,
     "samples.parquet",
+    telemetry.FILE,
     JOURNAL,
     accuracy.TEXT,
     accuracy.JSON,

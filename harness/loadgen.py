@@ -72,21 +72,25 @@ def settings_for(config: RunConfig) -> lg.TestSettings:
 
 
 class Bridge:
-    """Hears of answers from the SUT, on its loop, and tells LoadGen and the recorder.
+    """Hears of answers from the SUT, on its loop, and tells LoadGen and the recorder. With `first_tokens` False LoadGen
+    hears of no first token: Offline has none, also where a closed loop streams to measure them.
 
     A failed query is answered too, without data and without tokens: LoadGen would wait for ever, and its own log then
     shows the error.
     """
 
-    def __init__(self, recorder: Recorder, journal: Journal | None = None) -> None:
+    def __init__(self, recorder: Recorder, journal: Journal | None = None, first_tokens: bool = True) -> None:
         self._recorder = recorder
         self._journal = journal
+        self._first_tokens = first_tokens
         self._closed = False
         # LoadGen copies inside the call, so one cell serves all first tokens, and its address is looked up once.
         self._cell = np.zeros(1, TOKEN_DTYPE)
         self._cell_address = self._cell.ctypes.data
 
     def first(self, query: Query, ids: Tokens) -> None:
+        if not self._first_tokens:
+            return
         if len(ids) == 0:  # text: that there is a first token is known, which one is not
             lg.FirstTokenComplete([lg.QuerySampleResponse(query.id, 0, 0, 1)])
             return
@@ -101,7 +105,7 @@ class Bridge:
         responses = []
         for (query, outcome), tokens in zip(finished, answers, strict=True):
             count = len(tokens)
-            if query.stream and not outcome.first_token:
+            if query.stream and not outcome.first_token and self._first_tokens:
                 # LoadGen crashes on logging the end of a streamed sample that never had a first token.
                 lg.FirstTokenComplete([lg.QuerySampleResponse(query.id, 0, 0, 0)])
             # A text without ids is counted by its replica; where there are ids, LoadGen's log must agree with them.

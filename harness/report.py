@@ -9,7 +9,12 @@ from typing import Any
 from harness.journal import JOURNAL
 from harness.results import RunResult, finite
 
-_LATENCIES = (("ttft_s", "time to first token"), ("tpot_s", "time per output token"), ("latency_s", "latency"))
+_LATENCIES = (
+    ("ttft_s", "time to first token"),
+    ("tpot_s", "time per output token"),
+    ("itl_s", "inter-token latency"),
+    ("latency_s", "latency"),
+)
 
 
 def as_text(result: RunResult, ready: bool = True) -> str:
@@ -40,6 +45,8 @@ def as_text(result: RunResult, ready: bool = True) -> str:
 
 def headline(result: RunResult) -> str:
     what = f"{result['benchmark']} · {result['scenario']} · {result.content.get('audit') or result['mode']}"
+    if (cap := result.content.get("config", {}).get("concurrency")) is not None:
+        what += f" · closed loop of {cap}"
     word = "VALID" if result["valid"] else "NOT VALID"
     if result["status"] != "complete":
         word += f" ({result['status']})"
@@ -56,7 +63,7 @@ def figures(metrics: Mapping[str, Any], answered: int, duration: float) -> list[
         f"  {metrics['samples_per_second']:,.2f} samples/s   {metrics['tokens_per_second']:,.1f} tokens/s   "
         f"({answered:,} answered in {duration:,.1f} s; figures by {metrics['source']})"
     ]
-    table = [(title, metrics[key]) for key, title in _LATENCIES if metrics[key]]
+    table = [(title, metrics[key]) for key, title in _LATENCIES if metrics.get(key)]
     if table:
         lines.append(f"  {'':<24}{'mean':>10}{'p50':>10}{'p90':>10}{'p99':>10}{'p99.9':>10}{'max':>10}")
     for title, values in table:

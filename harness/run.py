@@ -10,6 +10,7 @@ import gc
 import signal
 import threading
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ from harness.progress import Progress
 from harness.recorder import Recorder
 from harness.results import Facts, RunResult
 from harness.tables import REFERENCE
+from harness.telemetry import Telemetry
 from sut.backends import Plan, make_backends
 from sut.dispatch import Books, Replica
 from sut.errors import ConfigError, SetupError
@@ -180,6 +182,7 @@ def plan_of(config: RunConfig, tokenizer: Tokenizer) -> Plan:
         insecure=config.insecure,
         ready_timeout=config.ready_timeout,
         tokens_now=config.mode != "performance",
+        gauges=not config.no_telemetry,
         codec=tokenizer,
     )
 
@@ -224,13 +227,15 @@ def run_test(
     # A stray audit.config is never picked up, but a submitter should know that it lies there.
     stray_audit = Path("audit.config").exists() and config.audit_config is None
     recorder = Recorder([replica.name for replica in system.sut.replicas])
+    telemetry = Telemetry(config, system.sut)
     journal = system.journal
     if journal is None and config.mode == "accuracy":
         journal = open_journal(config, system.samples)
     known = journal.known if journal is not None else {}
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        facts = drive_loadgen(config, system, recorder, progress, journal)
+        with telemetry:
+            facts = drive_loadgen(config, system, recorder, progress, journal, telemetry)
         scores: dict[str, Any] = dict(proven or {"passed": None, "why": why_unscored(config, facts)})
         answered = None
         if config.mode == "accuracy" and facts.status == "complete":
@@ -255,6 +260,7 @@ def run_test(
             texts=compare_texts(recorder.texts, system.tokenizer),
             compliance=verify_audit(config) if config.audit and facts.status == "complete" else None,
             resumed=len(known),
+            telemetry=telemetry.save(facts),
         )
         result.save()
         if journal is not None:
@@ -318,7 +324,12 @@ def describe_environment(system: System) -> dict[str, Any]:
 
 
 def drive_loadgen(
-    config: RunConfig, system: System, recorder: Recorder, progress: Progress, journal: Journal | None
+    config: RunConfig,
+    system: System,
+    recorder: Recorder,
+    progress: Progress,
+    journal: Journal | None,
+    telemetry: Telemetry,
 ) -> Facts:
     """One StartTest from beginning to end, or to the moment it is stopped; leaves with signals ignored."""
     from harness import loadgen
@@ -328,11 +339,14 @@ def drive_loadgen(
     override = config.settings.get("performance_sample_count_override", config.row.performance_samples)
     loaded = min(len(samples), int(override))
     sut.prepare(samples.prompts)
-    bridge = loadgen.Bridge(recorder, journal)
+    bridge = loadgen.Bridge(recorder, journal, config.loadgen_scenario != "Offline")
     known = journal.known if journal is not None else {}
-    sut.begin(Work(samples.prompt, config.stream, config.generation.max_tokens, bridge, known))
+    gaps = array("d") if config.stream and config.stream_interval == 1 else None
+    pulse, most = telemetry.pulse if telemetry.on else None, config.generation.max_tokens
+    sut.begin(Work(samples.prompt, config.stream, most, bridge, known, config.concurrency, gaps, pulse))
     audit = folder / AUDIT_FILE if config.audit_text is not None else None
     test = loadgen.Run(sut.issue, settings, len(samples), loaded, folder, audit)
+    telemetry.await_ready()
     gc.collect()
     gc.freeze()  # the collector need not walk prompts and engines again and again while the clock runs
     cpu = time.process_time()
@@ -354,6 +368,8 @@ def drive_loadgen(
 def watch(test: Run, sut: SUT, config: RunConfig, samples: int, progress: Progress) -> tuple[str, str | None]:
     """Wait for the end of a test; (status, what stopped it)."""
     title, expected = f"{config.scenario} {config.mode}", expected_queries(config, samples)
+    if config.concurrency is not None:
+        title += f", closed loop of {config.concurrency}"
     while not test.done.wait(POLL):
         progress.update(title, sut.counts(), expected)
         if sut.aborted is not None:
@@ -399,6 +415,7 @@ def gather_facts(
         process_cpu=time.process_time() - cpu,
         loop_lags=work.loop_lags,
         respond_times=work.respond_times,
+        gaps=work.gaps,
     )
 
 
@@ -413,6 +430,8 @@ def expected_queries(config: RunConfig, samples: int) -> int | None:
     settings = config.settings
     duration, rate = settings.get("min_duration", 600_000) / 1000, settings.get("target_qps", 1.0)
     count = max(int(settings.get("min_query_count", 100)), int(1.1 * duration * rate))
+    if not settings.get("sample_concatenate_permutation", 1):
+        return count
     loaded = int(settings.get("performance_sample_count_override", config.row.performance_samples))
     return -(-count // loaded) * loaded  # whole passes over the loaded samples
 

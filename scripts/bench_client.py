@@ -81,9 +81,10 @@ MEASUREMENTS = [
 class Stub:
     """The stub replica in a process of its own, on a core of its own."""
 
-    def __init__(self, what: Measurement, core: int) -> None:
+    def __init__(self, what: Measurement, core: int, metrics_bytes: int = 0) -> None:
         words = ["--family", what.family, "--tokens", str(what.tokens), "--fast", "--max-model-len", "8192"]
-        words += ["--ttft", str(what.ttft), "--tpot", str(what.tpot)]
+        words += ["--ttft", str(what.ttft), "--tpot", str(what.tpot), "--metrics-bytes", str(metrics_bytes)]
+        words += ["--narrow" if not metrics_bytes else "--no-narrow"]
         self._process = subprocess.Popen(
             ["taskset", "-c", str(core), sys.executable, str(STUB), *words],
             stdin=subprocess.PIPE,

@@ -25,6 +25,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import psutil
 
 from harness.config import RunConfig, resolve
 from harness.folder import prepare_folder
@@ -40,16 +41,23 @@ PASSES = 2
 """How often each of the demo's 1,024 questions is asked in one measurement."""
 
 
-def configuration(folder: Path, serve: bool = False) -> RunConfig:
+def configuration(folder: Path, serve: bool = False, silent: bool = False) -> RunConfig:
     conf = folder / "bench.conf"
     conf.write_text(
         f"demo.*.performance_sample_count_override = 1024\ndemo.Offline.min_query_count = {PASSES * 1024}\n"
     )
-    return resolve(scenario="Offline", serve=serve, user_conf=conf, output_dir=folder / "engine")
+    how: dict[str, Any] = {"serve": serve, "no_telemetry": silent}
+    return resolve(scenario="Offline", user_conf=conf, output_dir=folder / "engine", **how)
 
 
-def answer(tokens: int, seconds: float) -> None:
-    print(json.dumps({"tokens": tokens, "rate": tokens / seconds}), flush=True)
+def answer(tokens: int, seconds: float, **more: float) -> None:
+    print(json.dumps({"tokens": tokens, "rate": tokens / seconds, **more}), flush=True)
+
+
+def engines_cpu() -> float:
+    """CPU seconds that the processes below this one have used so far."""
+    times = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+    return float(sum(time.user + time.system for time in times))
 
 
 def serve_plain(folder: Path) -> None:
@@ -71,9 +79,9 @@ def serve_plain(folder: Path) -> None:
         answer(sum(len(output.outputs[0].token_ids) for output in outputs), perf_counter() - began)
 
 
-def serve_harness(folder: Path, serve: bool = False) -> None:
+def serve_harness(folder: Path, serve: bool = False, silent: bool = False) -> None:
     """Process B: one line on stdin asks for one LoadGen Offline test of everything."""
-    config, samples, tokenizer = check(configuration(folder, serve))
+    config, samples, tokenizer = check(configuration(folder, serve, silent))
     with Progress(quiet=True) as progress, open_sut(config, samples, tokenizer, progress) as system:
         issue = system.sut.issue
 
@@ -86,11 +94,14 @@ def serve_harness(folder: Path, serve: bool = False) -> None:
         for number, _ in enumerate(sys.stdin):
             test = replace(config, output_dir=folder / f"run-{number}")
             prepare_folder(test)
+            before = engines_cpu()
             result = run_test(test, system, progress)
             if not result["valid"]:
                 sys.exit(f"not valid: {result['invalid_reasons']}")
             tokens = sum(replica["tokens"] for replica in result["replicas"])
-            answer(tokens, tokens / result["metrics"]["tokens_per_second"])
+            loop = result["overhead"]["loop_busy_share"] * result["duration_s"]
+            seconds = tokens / result["metrics"]["tokens_per_second"]
+            answer(tokens, seconds, engine_cpu=engines_cpu() - before, loop_cpu=loop)
     os._exit(0)
 
 
@@ -159,7 +170,7 @@ def main() -> None:
         name, folder = sys.argv[2:]
         if name == "plain":
             return serve_plain(Path(folder))
-        return serve_harness(Path(folder), serve=name == "served")
+        return serve_harness(Path(folder), serve="served" in name, silent="silent" in name)
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--multiprocessing", choices=["0", "1"], default="1", help="VLLM_ENABLE_V1_MULTIPROCESSING")

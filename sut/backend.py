@@ -6,7 +6,8 @@ A backend pushes: it calls its Sink, and nothing is awaited per query. All of it
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
+from math import nan
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sut.errors import BackendError, QueryFailed
 from sut.query import Outcome, Query, Tokens, as_tokens
@@ -57,6 +58,37 @@ class Backend(Protocol):
 
     async def stop(self) -> None:
         """Go away; never raises."""
+
+
+class Gauges(NamedTuple):
+    """What an engine says of itself at one moment; nan is what it does not say.
+
+    `running` and `waiting` are requests, `kv_cache_usage` is from 0 to 1; the others count from the engine's start.
+    """
+
+    running: float = nan
+    waiting: float = nan
+    kv_cache_usage: float = nan
+    preemptions: float = nan
+    prompt_tokens: float = nan
+    generation_tokens: float = nan
+
+
+@runtime_checkable
+class Gauged(Protocol):
+    """What a backend may offer besides: an engine in this process can be asked at once."""
+
+    def gauges(self) -> Gauges:
+        """Its state now, at the cost of reading a few numbers; from any thread. Never raises."""
+
+
+@runtime_checkable
+class Scraped(Protocol):
+    """What a backend may offer besides: an engine behind HTTP says it to who asks there."""
+
+    @property
+    def metrics_url(self) -> str:
+        """Where its /metrics are, in Prometheus' text format; known after `start`."""
 
 
 async def drive(frames: AsyncIterator[tuple[Sequence[int], str | None]], query: Query, sink: Sink) -> None:

@@ -87,6 +87,18 @@ CUTS = {
     "fin-mid": (3, 2, "close"),
 }
 
+METRICS = {
+    "": "vLLM's, as far as the stub has something to say",
+    "hang": "no answer for ever",
+    "drip": "a byte of the page every 50 ms",
+    "huge": "200 MB",
+    "garbage": "bytes that are no text",
+    "html": "a login page with HTTP 200",
+    "lies": "numbers that cannot be",
+    "404": "HTTP 404",
+    "500": "HTTP 500, with the API key in its text",
+}
+
 # Routes that generate, and where their requests have the prompt.
 ROUTES = {
     "vllm": {"/inference/v1/generate": "token_ids", "/v1/completions": "prompt"},
@@ -125,11 +137,16 @@ class Script:
     idle_close: float | None = None  # seconds after which an idle connection is closed
     unhealthy: bool = False  # /health answers 503
     fast: bool = False  # requests are skimmed, answers made once; frames due together are one write
+    metrics: str = ""  # what /metrics answers, one of METRICS
+    metrics_bytes: int = 0  # its page is at least as long
+    narrow: bool = True  # /metrics/?name[]=… answers with what is named; else 404
     tokenize: Callable[[str], Sequence[int]] | None = None  # serves /tokenize
 
     def __post_init__(self) -> None:
         if self.family not in ROUTES or self.fault not in ("", *FAULTS):
             raise ValueError(f"unknown family {self.family!r} or fault {self.fault!r}")
+        if self.metrics not in METRICS:
+            raise ValueError(f"unknown metrics {self.metrics!r}")
         if self.framing not in ("frame", "byte", "many", "split"):
             raise ValueError(f"unknown framing {self.framing!r}")
 
@@ -378,6 +395,7 @@ class Wire:
     apart: bool
     frames: int
     first: int  # the piece with the first token
+    tokens: tuple[int, int] = (0, 0)  # of the prompts and of the answers
 
 
 def make_wire(script: Script, ask: Ask, fault: str) -> Wire:
@@ -390,7 +408,9 @@ def make_wire(script: Script, ask: Ask, fault: str) -> Wire:
         timed = timed[: streamed if ask.stream else whole]
     if fault == "extra-bytes":
         timed.append((timed[-1][0], b"bytes after the end\r\n"))
-    return cut_and_joined(script, ask, timed, then, frames)
+    wire = cut_and_joined(script, ask, timed, then, frames)
+    wire.tokens = sum(len(one.prompt_ids) for one in said), sum(len(one.ids) for one in said)
+    return wire
 
 
 def cut_and_joined(script: Script, ask: Ask, timed: list[tuple[float, bytes]], then: str, frames: int) -> Wire:
@@ -537,6 +557,8 @@ class Truth:
     running: int = 0  # in a slot
     waiting: int = 0  # for a slot
     peak_running: int = 0
+    prompt_tokens: int = 0  # of answers written to their end
+    answer_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -700,6 +722,8 @@ class Server:
     def _finish(self, exchange: Exchange) -> None:
         self.truth.answers += 1
         self.truth.frames += exchange.wire.frames
+        self.truth.prompt_tokens += exchange.wire.tokens[0]
+        self.truth.answer_tokens += exchange.wire.tokens[1]
         if exchange.wire.then == "stall":
             exchange.at = ALL
             return
@@ -716,6 +740,24 @@ class Server:
         if self._waiting and self.truth.running < self.script.slots:
             self.truth.waiting -= 1
             self._start(self._waiting.popleft())
+
+
+def page(server: Server, length: int) -> bytes:
+    """What /metrics says, in vLLM's names, among at least so many bytes of what nobody asked for."""
+    truth = server.truth
+    label = f'{{engine="0",model_name="{server.script.model}"}}'
+    told = {
+        "num_requests_running": truth.running,
+        "num_requests_waiting": truth.waiting,
+        "kv_cache_usage_perc": truth.running / server.script.slots if server.script.slots else 0.0,
+        "num_preemptions_total": 0,
+        "prompt_tokens_total": truth.prompt_tokens,
+        "generation_tokens_total": truth.answer_tokens,
+    }
+    lines = [f"# TYPE vllm:{name} untyped\nvllm:{name}{label} {value:.1f}\n" for name, value in told.items()]
+    text = "".join(lines)
+    filler = f'vllm:time_to_first_token_seconds_bucket{label[:-1]},le="0.001"}} 0.0\n'
+    return (filler * max(0, -(-(length - len(text)) // len(filler))) + text).encode()
 
 
 @dataclass(slots=True)
@@ -853,12 +895,40 @@ class Connection(asyncio.Protocol):
             return
         server.truth.other_requests += 1
         if head.path == "/metrics" and head.method == "GET":
-            waiting, running = server.truth.waiting, server.truth.running
-            self._reply(f"vllm:num_requests_running {running}.0\nvllm:num_requests_waiting {waiting}.0\n".encode())
+            self._measure()
+        elif head.path == "/metrics/" and script.narrow and not script.metrics:
+            self._reply(page(server, 0))
         elif head.path == "/health":
             self._reply(b"", 503 if server.unhealthy else 200)
         else:
             self._reply(self._fact(head, body))
+
+    def _measure(self) -> None:
+        """Answer for /metrics, one way or another."""
+        match self.server.script.metrics:
+            case "404" | "500" as status:
+                raise Refused(int(status), f"no metrics for {self.server.script.api_key}.")
+            case "hang":
+                pass
+            case "drip":
+                self._drip(head(self.server.script, "text/plain", "content-length: 4000") + page(self.server, 0))
+            case "huge":
+                self.transport.write(head(self.server.script, "text/plain", "content-length: 200000000"))
+                self.transport.write(bytes(200_000_000))
+            case "garbage":
+                self._reply(b"vllm:num_requests_running{\xff\x00\n" + bytes(range(256)))
+            case "html":
+                self._reply(b"<html><body>Please log in: vllm:num_requests_running 3</body></html>")
+            case "lies":
+                lies = (b"NaN", b"-1", b"+Inf", b"1e999", b"three", b"")
+                self._reply(b"".join(b"vllm:generation_tokens_total " + lie + b"\n" for lie in lies))
+            case _:
+                self._reply(page(self.server, self.server.script.metrics_bytes))
+
+    def _drip(self, rest: bytes) -> None:
+        if rest and not self.transport.is_closing():
+            self.transport.write(rest[:1])
+            asyncio.get_running_loop().call_later(0.05, self._drip, rest[1:])
 
     def _fact(self, head: Head, body: bytes) -> dict[str, Any]:
         script, vllm = self.server.script, self.server.script.family.startswith("vllm")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 
@@ -62,6 +63,14 @@ def test_server_performance_is_valid_without_an_error_line(server: Path) -> None
     assert result["metrics"]["tpot_s"]["p99"] < 0.2
 
 
+def test_a_closed_loop_streams_and_is_valid_in_offline(offline: Path) -> None:
+    result = load(offline / "closed")
+    assert (result["valid"], error_lines(offline / "closed"), result["queries"]) == (True, (), 12)
+    metrics = result["metrics"]
+    assert metrics["source"] == "harness"
+    assert 0 < metrics["ttft_s"]["p50"] < metrics["latency_s"]["p50"]
+
+
 def test_two_replicas_share_the_work(offline: Path) -> None:
     shares = [replica["tokens"] for replica in load(offline / "performance")["replicas"]]
     assert len(shares) == 2
@@ -72,6 +81,24 @@ def test_every_test_of_a_process_has_the_seeds_of_the_round(offline: Path) -> No
     for test in ("accuracy", "performance", "rows"):
         values = read_detail(offline / test / "mlperf_log_detail.txt").values
         assert values["effective_schedule_rng_seed"] == 16159082839903944936, test
+
+
+@pytest.mark.parametrize(
+    ("scenario", "test"), [("offline", "accuracy"), ("offline", "performance"), ("server", "performance")]
+)
+def test_the_engines_count_the_tokens_that_were_answered(
+    scenario: str, test: str, request: pytest.FixtureRequest
+) -> None:
+    """From the test's own beginning: these engines have served others before."""
+    folder = request.getfixturevalue(scenario) / test
+    timeline, samples = pd.read_parquet(folder / "timeline.parquet"), pd.read_parquet(folder / "samples.parquet")
+    for replica, own in samples.groupby("replica"):
+        told = timeline[timeline.source == replica].groupby("metric").value
+        assert told.last()["generation_tokens"] == own.output_tokens.sum()
+        assert told.last()["prompt_tokens"] == own.input_tokens.sum()
+        assert told.max()["running"] > 0 and told.last()["running"] == 0
+        assert 0 < told.max()["kv_cache_usage"] <= 1
+    assert [entry["sources"] for entry in load(folder)["telemetry"]["absent"]] in ([], [["gpu"]])
 
 
 # -- accuracy ---------------------------------------------------------------------------------------------------------

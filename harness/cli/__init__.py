@@ -17,11 +17,13 @@ import click
 
 from harness import __version__
 from harness.cli.accuracy import accuracy
+from harness.cli.compare import compare
 from harness.cli.compliance import compliance
 from harness.cli.dataset import dataset
 from harness.cli.readiness import readiness
 from harness.cli.run import run
 from harness.cli.submission import submission
+from harness.cli.sweep import sweep
 
 USAGE, SETUP, INTERRUPTED = 2, 3, 130
 
@@ -48,7 +50,7 @@ def cli() -> None:
     """
 
 
-for command in (run, dataset, accuracy, compliance, submission, readiness):
+for command in (run, dataset, accuracy, compliance, submission, sweep, compare, readiness):
     cli.add_command(command)
 
 

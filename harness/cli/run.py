@@ -80,11 +80,14 @@ _OPTIONS = [
     click.option("--engine-env", multiple=True, callback=pairs, metavar="K=V",
                  help="Environment variable of the engine; may be repeated."),
     click.option("--dispatch", default="auto", show_default=True,
-                 help="auto (pull in Offline, else round-robin), pull, round-robin, least-outstanding, least-tokens, "
-                      "power-of-two."),
+                 help="auto (pull in Offline, least-outstanding in a closed loop, else round-robin), pull, "
+                      "round-robin, least-outstanding, least-tokens, power-of-two."),
     click.option("--max-in-flight", type=COUNT, help="Queries in flight per replica; further ones wait for it."),
+    click.option("--concurrency", type=COUNT, metavar="N",
+                 help="Offline as a closed loop: N queries in flight in all, latencies from each one's release."),
     click.option("--stream-interval", callback=interval,
-                 help="Tokens per frame after the first.  [default: auto, as few frames as can be]"),
+                 help="Tokens per frame after the first; 1 gives inter-token latencies of engines in this process.  "
+                      "[default: auto, as few frames as can be]"),
     click.option("--user-conf", type=EXISTING, help="LoadGen settings.  [default: the project's user.conf]"),
     click.option("--audit-config", type=EXISTING, help="LoadGen's audit file for a compliance run."),
     click.option("--target-qps", type=float,
@@ -93,6 +96,8 @@ _OPTIONS = [
     click.option("--min-queries", type=COUNT, help="Queries that the test has at least (Offline: samples)."),
     click.option("--samples", type=COUNT, help="Load only the first N of the dataset."),
     click.option("--resume", is_flag=True, help="Go on with the interrupted accuracy test in --output-dir."),
+    click.option("--no-telemetry", is_flag=True,
+                 help="No timeline.parquet: replicas, devices and the client are not read each second."),
     click.option("--first-token-timeout", type=SECONDS, help="Seconds until a query without a first token has failed."),
     click.option("--stall-timeout", type=SECONDS, default=300.0, show_default=True,
                  help="Seconds without any progress until a test is aborted; with --stream-interval also per answer."),

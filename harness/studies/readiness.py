@@ -34,9 +34,9 @@ from harness.studies.rig import ENGINES
 from harness.studies.study import Study
 from sut.backends import Plan
 from sut.backends.dialects import DIALECTS, Dialect
-from sut.backends.http import Origin, Pool
+from sut.backends.http import Origin, Pool, tls_context
 from sut.backends.probe import FIRST_LIMIT, Probe, Prompts, choose_model
-from sut.backends.remote import allow_many_files, outcome_of, tls_context
+from sut.backends.remote import allow_many_files, outcome_of
 from sut.errors import (
     Busy,
     Disconnected,
@@ -151,7 +151,7 @@ class Bringing:
         self.troubles: list[str] = []
         """What could not be taken away."""
         self._study, self._config, self._schedule, self._plan, self._maker = study, config, schedule, plan, maker
-        self._tls = tls_context(plan)
+        self._tls = tls_context(plan.ca_file, plan.insecure)
         self._prompts = Prompts(plan)
         self._questions = samples.prompts
         self._looks = Looks()

@@ -45,6 +45,8 @@ class Plan:
     prompts travel in one request. `tokens_now` asks a replica that answers in text for token ids at once, not only for
     how many there were. `share_cores` lets CPU engines outnumber the cores, where speed is not measured. The API
     key is in no plan: it stays in the environment.
+
+    `gauges`: engines in this process keep count of what they are doing.
     """
 
     replicas: int
@@ -68,6 +70,7 @@ class Plan:
     ready_timeout: float = 1800.0
     tokens_now: bool = False
     share_cores: bool = False
+    gauges: bool = False
     codec: Codec | None = None
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from sut.backend import Backend, Sink
+from sut.backend import Backend, Gauges, Sink
 from sut.backends import Plan, refuse_unknown
 from sut.errors import BackendError, ConfigError, ReplicaDied
 from sut.query import NO_TOKENS, Outcome, Query, Tokens
@@ -96,6 +96,7 @@ class Echo:
         self._timer_due = 0.0
         self._dead: str | None = None
         self._back = 0.0
+        self._prompt_tokens = self._answer_tokens = 0
         self.capacity = 2 * options.slots
         self.facts: Mapping[str, Any] = asdict(options)
 
@@ -128,6 +129,11 @@ class Echo:
         else:
             self._waiting.pop(query.id, None)
 
+    def gauges(self) -> Gauges:
+        """Prompts count when they get a slot, answers when they are complete; a simulator has no KV cache."""
+        counted = {"prompt_tokens": self._prompt_tokens, "generation_tokens": self._answer_tokens}
+        return Gauges(len(self._jobs), len(self._waiting), **counted)
+
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
@@ -153,6 +159,7 @@ class Echo:
         tokens = self._answer(query, fault)
         now = perf_counter()
         ttft, tpot = self._pace(query)
+        self._prompt_tokens += len(query.prompt)
         job = Job(query, sink, tokens, now + ttft + tpot * (len(tokens) - 1), fault, now + ttft)
         self._jobs[query.id] = job
         heapq.heappush(self._events, job)
@@ -198,6 +205,7 @@ class Echo:
         if job.fault == "other-head":
             tokens = tokens.copy()
             tokens[0] += 1
+        self._answer_tokens += len(tokens)
         reason = "length" if len(tokens) >= job.query.max_tokens else "stop"
         for _ in range(2 if job.fault == "twice" else 1):
             job.sink.done(job.query, Outcome(tokens, "abort" if job.fault == "abort" else reason))

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
+from pathlib import Path
 from time import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,7 +26,17 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
-from sut.errors import Busy, ConfigError, Disconnected, Malformed, QueryFailed, Rejected, ServerError, Unreachable
+from sut.errors import (
+    Busy,
+    ConfigError,
+    Disconnected,
+    Malformed,
+    QueryFailed,
+    Rejected,
+    ServerError,
+    SetupError,
+    Unreachable,
+)
 
 KEY = "LOADGEN_HARNESS_API_KEY"
 """The environment variable of the API key, the only place where it is."""
@@ -177,6 +188,11 @@ class Connection(asyncio.Protocol):
         self.pieces.clear()
         self._size = 0
         return pieces
+
+    @property
+    def size(self) -> int:
+        """Bytes that have come since `take` was called last; for the first time, the head's too."""
+        return self._size
 
     # -- what the pool asks ------------------------------------------------------------------------------------------
 
@@ -454,12 +470,30 @@ def reason(error: OSError) -> str:
     return (error.strerror or str(error) or type(error).__name__).strip()
 
 
-class Whole(Receiver):
-    """Waits for a whole response."""
+def tls_context(ca_file: Path | str | None, insecure: bool) -> ssl.SSLContext:
+    """How certificates are judged. Raises SetupError for a file that holds none."""
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise SetupError(f"cannot read the certificates in {ca_file}: {error}.") from error
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
-    def __init__(self) -> None:
+
+class Whole(Receiver):
+    """Waits for a whole response, of not much more than `most` bytes."""
+
+    def __init__(self, most: int = MAX_BODY) -> None:
         super().__init__()
+        self._most = most
         self.response: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+
+    def body(self, connection: Connection) -> None:
+        if connection.size > self._most:
+            connection.drop()
+            self.failed(Malformed(f"the replica sent a response of more than {self._most >> 20} MB"))
 
     def end(self, connection: Connection) -> None:
         if not self.response.done():
@@ -470,19 +504,19 @@ class Whole(Receiver):
             self.response.set_exception(failure)
 
 
-async def fetch(pool: Pool, request: bytes, limit: float) -> tuple[int, bytes]:
+async def fetch(pool: Pool, request: bytes, limit: float, most: int = MAX_BODY) -> tuple[int, bytes]:
     """Status and body of one request, off the hot path. Raises a QueryFailed, or TimeoutError after `limit` seconds.
 
     Asks twice if a kept connection was just being closed: some servers do so after an error, without a word.
     """
     try:
-        return await _fetch_once(pool, request, limit)
+        return await _fetch_once(pool, request, limit, most)
     except Disconnected:
-        return await _fetch_once(pool, request, limit)
+        return await _fetch_once(pool, request, limit, most)
 
 
-async def _fetch_once(pool: Pool, request: bytes, limit: float) -> tuple[int, bytes]:
-    receiver = Whole()
+async def _fetch_once(pool: Pool, request: bytes, limit: float, most: int) -> tuple[int, bytes]:
+    receiver = Whole(most)
     pool.send(request, receiver)
     try:
         async with asyncio.timeout(limit):

@@ -42,6 +42,9 @@ GREEDY_TRIES, GREEDY_TOKENS = 4, 16
 LOOK_LIMIT = 10.0
 """Seconds that a look at a replica may take."""
 
+METRICS_LIMIT = 5.0
+"""Seconds that a server has for its metrics before the clock starts."""
+
 
 class Prompts:
     """All samples' prompts as JSON, rendered once for all replicas that take them in the same form."""
@@ -167,9 +170,16 @@ class Probe:
             "answers": "token ids" if dialect.ids_out else "text",
             "model": model,
             "version": version,
-            "prefix_caching": prefix_caching(*await self._get("/metrics")),
+            "prefix_caching": await self._prefix_caching(),
             "tokenizer": await self._compare_tokenizers(model),
         }
+
+    async def _prefix_caching(self) -> bool | None:
+        """None too where /metrics do not answer: nothing else depends on them."""
+        try:
+            return prefix_caching(*await self._get("/metrics", METRICS_LIMIT))
+        except (QueryFailed, TimeoutError):
+            return None
 
     async def _check_greedy(self, model: str, dialect: Dialect) -> None:
         """Refuse a server that samples although temperature 0 is asked: its answers to one prompt would differ.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from sut.backend import Backend, Sink
 from sut.backends import Plan
 from sut.backends.dialects import DIALECTS, Answer, Asking, Dialect, Stream
-from sut.backends.http import KEY, Connection, Origin, Pool, Receiver, failure_of, request_bytes
+from sut.backends.http import KEY, Connection, Origin, Pool, Receiver, failure_of, request_bytes, tls_context
 from sut.backends.probe import Found, Probe, Prompts, headers, without_head
 from sut.backends.serve import Server, make_servers
 from sut.errors import (
@@ -61,7 +60,7 @@ class Remote:
         self._plan = plan
         self._prompts = prompts
         self._server = server
-        self._context = tls_context(plan) if origin.scheme == "https" else None
+        self._context = tls_context(plan.ca_file, plan.insecure) if origin.scheme == "https" else None
         self._flying: dict[int, Exchange] = {}
         self._doubtful: list[tuple[Exchange, Disconnected]] = []
         self._rendered: list[bytes] = []
@@ -87,6 +86,8 @@ class Remote:
         if why := await self._resolve():
             raise SetupError(f"the host of {self.origin} is not known ({why}).")
         self._speak(await self._probe.find_out())
+        if self._server is not None and self._server.devices:
+            self.facts = {**self.facts, "devices": self._server.devices}
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
         self._note_progress()
 
@@ -129,6 +130,10 @@ class Remote:
             pool.close()
         if self._server is not None:
             await self._server.stop()
+
+    @property
+    def metrics_url(self) -> str:
+        return f"{self.origin}/metrics"
 
     def trouble(self) -> str | None:
         return (self._server.trouble() if self._server is not None else None) or self._down
@@ -346,17 +351,6 @@ def outcome_of(answer: Answer, dialect: Dialect, encode: Callable[[str], Sequenc
         if answer.said is None and answer.finish in ("stop", "length"):
             failure = Miscounted("the replica has not said how many tokens its text has")
     return Outcome(tokens, answer.finish, failure, text=text, said=said)
-
-
-def tls_context(plan: Plan) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=plan.ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise SetupError(f"cannot read the certificates in {plan.ca_file}: {error}.") from error
-    if plan.insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def make_replicas(plan: Plan) -> Sequence[Backend]:

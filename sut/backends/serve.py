@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from sut.backends import Plan, refuse_unknown
 from sut.backends.http import KEY
-from sut.backends.vllm_engine import divide_machine, engine_arguments, first_line, require_vllm
+from sut.backends.vllm_engine import devices_in, divide_machine, engine_arguments, first_line, require_vllm
 from sut.errors import ConfigError, SetupError
 
 HOST = "127.0.0.1"
@@ -65,6 +65,7 @@ class Server:
     def __init__(self, name: str, plan: Plan, environment: Mapping[str, str], cores: Sequence[int]) -> None:
         self.name = name
         self.url = ""  # known after `start`
+        self.devices = devices_in(environment)
         self._plan = plan
         self._environment = environment
         self._cores = cores

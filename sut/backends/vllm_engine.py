@@ -22,7 +22,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from sut.backend import Backend, Sink, drive
+from sut.backend import Backend, Gauges, Sink, drive
 from sut.backends import Plan, refuse_unknown
 from sut.errors import ConfigError, Rejected, ReplicaDied, SetupError
 from sut.query import Query, Tokens
@@ -47,6 +47,7 @@ class VllmEngine:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._log = plan.log_dir / f"{name}.log" if plan.log_dir else None
         self._death: str | None = None
+        self._tally = Tally()
         self.capacity = 512  # until the engine says how many sequences it runs
         self.facts: Mapping[str, Any] = {}
 
@@ -68,6 +69,8 @@ class VllmEngine:
             "max_model_len": int(self._engine.model_config.max_model_len),
             "dtype": str(self._engine.model_config.dtype).removeprefix("torch."),
         }
+        if devices := devices_in(self._environment):
+            self.facts = {**self.facts, "devices": devices}
 
     async def prepare(self, prompts: Sequence[Tokens]) -> None:
         """Nothing: token ids are what the engine takes."""
@@ -93,6 +96,9 @@ class VllmEngine:
             return self._why_dead()
         return None
 
+    def gauges(self) -> Gauges:
+        return self._tally.gauges()
+
     async def stop(self) -> None:
         """Shut the engine down without noise: its reader first, or it logs an error about its own end."""
         engine, self._engine = self._engine, None
@@ -117,7 +123,8 @@ class VllmEngine:
             arguments = AsyncEngineArgs(**engine_arguments(self._plan))
             # vLLM sizes its batches by what the engine is for: on a CPU 256 sequences for batch work, 128 for serving.
             context = UsageContext.LLM_CLASS if self._plan.batch else UsageContext.OPENAI_API_SERVER
-            return AsyncLLM.from_engine_args(arguments, usage_context=context)
+            loggers = [stat_logger(self._tally)] if self._plan.gauges else None
+            return AsyncLLM.from_engine_args(arguments, usage_context=context, stat_loggers=loggers)
 
     def _logging(self) -> dict[str, str]:
         """vLLM logs to the engine's own file, which explains its death later; our process's vLLM does so too."""
@@ -196,6 +203,61 @@ class VllmEngine:
                 pass
 
         await asyncio.gather(*(answer(number) for number in range(WARM_UP_PROMPTS)))
+
+
+class Tally:
+    """What an engine's steps have said so far; a data-parallel replica has several engines. Counts are running sums."""
+
+    def __init__(self) -> None:
+        self._now: dict[int, tuple[int, int, float]] = {}
+        self.preemptions = self.prompt_tokens = self.generation_tokens = 0
+
+    def schedule(self, engine: int, running: int, waiting: int, kv_cache_usage: float) -> None:
+        self._now[engine] = running, waiting, kv_cache_usage
+
+    def gauges(self) -> Gauges:
+        """Of several engines, the fullest KV cache."""
+        if not self._now:  # nobody has listened, or no step was made yet
+            return Gauges()
+        running, waiting, usage = zip(*self._now.values(), strict=True)
+        counted = self.preemptions, self.prompt_tokens, self.generation_tokens
+        return Gauges(sum(running), sum(waiting), max(usage), *counted)
+
+
+def stat_logger(tally: Tally) -> type:
+    """A logger in vLLM's sense that writes to a tally; it is called on the loop, once per engine step.
+
+    It stands in the place of vLLM's PrometheusStatLogger, which otherwise comes along with any logger: that one fills
+    histograms for each token on our loop, for a /metrics page that an engine in this process does not have.
+    """
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    class TallyLogger(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is not there for mypy
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass  # the class above would register its metrics
+
+        def record(
+            self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+        ) -> None:
+            if scheduler_stats is not None:
+                waiting = scheduler_stats.num_waiting_reqs + getattr(scheduler_stats, "num_skipped_waiting_reqs", 0)
+                running, usage = scheduler_stats.num_running_reqs, scheduler_stats.kv_cache_usage
+                tally.schedule(engine_idx, running, waiting, usage)
+            if iteration_stats is not None:
+                tally.preemptions += iteration_stats.num_preempted_reqs
+                tally.prompt_tokens += iteration_stats.num_prompt_tokens
+                tally.generation_tokens += iteration_stats.num_generation_tokens
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+        def record_sleep_state(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def record_admission_rejection(self, *_: Any, **__: Any) -> None:
+            pass
+
+    return TallyLogger
 
 
 def make_replicas(plan: Plan) -> Sequence[Backend]:
@@ -305,6 +367,14 @@ def _divide_devices(plan: Plan, variable: str, count: int) -> list[tuple[dict[st
     chunks = [devices[i * size : (i + 1) * size] for i in range(plan.replicas)]
     spawn = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}  # a fork has no mark for the guard and holds its pipe open
     return [({variable: ",".join(chunk)} | spawn | dict(plan.engine_env), []) for chunk in chunks]
+
+
+def devices_in(environment: Mapping[str, str]) -> list[str]:
+    """The devices that a replica's environment shows it, as the platform names them; none on a CPU."""
+    from vllm.platforms import current_platform
+
+    names = environment.get(current_platform.device_control_env_var, "")
+    return [name for name in names.split(",") if name]
 
 
 def _parallel(plan: Plan, name: str) -> int:

@@ -8,6 +8,7 @@ from time import perf_counter
 import numpy as np
 import pytest
 
+from sut.backend import Gauges
 from sut.backends import Generation, Plan
 from sut.backends.echo import END, FAULTS, make_replicas
 from sut.errors import ConfigError
@@ -252,3 +253,18 @@ def test_options_that_make_no_sense_are_refused_in_one_sentence(options, says):
 )
 def test_options_that_make_sense(options):
     assert len(make_replicas(plan(2, **options))) == 2
+
+
+def test_gauges_tell_what_it_is_doing():
+    async def session() -> list[Gauges]:
+        replica = make_replicas(plan(slots=1, tokens=8, ttft=0.01))[0]
+        notes, told = Notes(), [replica.gauges()]
+        replica.submit([query(0), query(1)], notes)
+        told.append(replica.gauges())
+        await notes.ended(2)
+        return [*told, replica.gauges()]
+
+    before, during, after = [
+        (g.running, g.waiting, g.prompt_tokens, g.generation_tokens) for g in asyncio.run(session())
+    ]
+    assert (before, during, after) == ((0, 0, 0, 0), (1, 1, 40, 0), (0, 0, 80, 16))

@@ -25,8 +25,7 @@ import pytest
 import uvloop
 
 from sut.backends import Generation, Plan, http
-from sut.backends.http import Connection, Origin, Pool, Receiver, fetch, request_bytes
-from sut.backends.remote import tls_context
+from sut.backends.http import Connection, Origin, Pool, Receiver, fetch, request_bytes, tls_context
 from sut.errors import ConfigError, QueryFailed, Unreachable
 
 ROOT = Path(__file__).parents[3]
@@ -940,7 +939,7 @@ def test_tls(authority, certificate, ca_file, insecure, end):
 
     async def talk() -> list[str]:
         async with serving(tls=tls) as server:
-            pool = Pool(Origin.parse(server.url), tls_context(plan))
+            pool = Pool(Origin.parse(server.url), tls_context(plan.ca_file, plan.insecure))
             await pool.resolve()
             ends = [await ask(pool), await ask(pool)]
             pool.close()

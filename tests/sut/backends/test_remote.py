@@ -951,6 +951,13 @@ def test_a_server_that_is_not_healthy_is_refused_before_the_clock() -> None:
         pass
 
 
+@pytest.mark.parametrize("metrics", ["hang", "huge", "garbage", "500"])
+def test_metrics_that_say_nothing_hold_up_no_start(metrics: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sut.backends.probe.METRICS_LIMIT", 0.2)
+    with Stub(Script(metrics=metrics)) as stub, bench(stub) as it:
+        assert it.sut.replicas[0].backend.facts["prefix_caching"] is None
+
+
 def test_prefix_caching_is_read_from_metrics() -> None:
     line = b'vllm:cache_config_info{block_size="16",enable_prefix_caching="%b",engine="0"} 1.0\n'
     assert [prefix_caching(200, line % flag) for flag in (b"True", b"False")] == [True, False]

@@ -10,11 +10,19 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from sut.backends import Generation, Plan
-from sut.backends.vllm_engine import _divide_cores, _divide_devices, _redirect_output, _spawn_window
+from sut.backends.vllm_engine import (
+    Tally,
+    _divide_cores,
+    _divide_devices,
+    _redirect_output,
+    _spawn_window,
+    stat_logger,
+)
 from sut.errors import ConfigError
 
 NUMBERS = ("VLLM_ENABLE_V1_MULTIPROCESSING", "OMP_NUM_THREADS", "VLLM_CPU_KVCACHE_SPACE")
@@ -227,3 +235,48 @@ def test_without_a_log_the_output_stays(capfd):
     os.write(1, b"still here")
     restore()
     assert capfd.readouterr().out == "still here"
+
+
+# -- what its engine says of itself ------------------------------------------------------------------------------------
+
+
+def test_a_tally_that_nobody_wrote_to_knows_nothing():
+    assert all(value != value for value in Tally().gauges())
+
+
+def test_of_several_engines_requests_add_up_and_the_fullest_cache_counts():
+    tally = Tally()
+    tally.schedule(0, running=3, waiting=1, kv_cache_usage=0.9)
+    tally.schedule(1, running=4, waiting=0, kv_cache_usage=0.2)
+    tally.schedule(0, running=2, waiting=1, kv_cache_usage=0.8)
+    tally.generation_tokens += 70
+    assert tally.gauges() == (6, 1, 0.8, 0, 0, 70)
+
+
+class Prometheus:
+    """As much of vLLM's PrometheusStatLogger as counts: made, it would register its metrics; asked, fill them."""
+
+    def __init__(self, *_, **__):
+        raise AssertionError("registers metrics")
+
+    record = log_engine_initialized = record_sleep_state = record_admission_rejection = __init__
+
+    def log(self):
+        pass
+
+
+def test_the_logger_adds_up_steps_in_the_place_of_vllms_own(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm.v1.metrics.loggers", SimpleNamespace(PrometheusStatLogger=Prometheus))
+    tally = Tally()
+    kind = stat_logger(tally)
+    assert issubclass(kind, Prometheus)
+    logger = kind(vllm_config=None, engine_indexes=[0])
+    scheduler = SimpleNamespace(num_running_reqs=2, num_waiting_reqs=3, num_skipped_waiting_reqs=1, kv_cache_usage=0.5)
+    iteration = SimpleNamespace(num_preempted_reqs=1, num_prompt_tokens=40, num_generation_tokens=7)
+    logger.log_engine_initialized()
+    logger.record(scheduler, iteration, mm_cache_stats=None, engine_idx=0)
+    logger.record(scheduler, None)
+    logger.record(None, iteration)  # a data-parallel front end may have one without the other
+    logger.record_sleep_state(1, 0)
+    logger.record_admission_rejection("full")
+    assert tally.gauges() == (2, 4, 0.5, 2, 80, 14)

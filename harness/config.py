@@ -57,6 +57,7 @@ class RunConfig:
     ca_file: str | None
     insecure: bool
     ready_timeout: float
+    ray_address: str | None
     dispatch: str
     offline_batch: int
     engine_arg: Mapping[str, Any]
@@ -135,6 +136,7 @@ def resolve(
     ca_file: Path | None = None,
     insecure: bool = False,
     ready_timeout: float = 1800.0,
+    ray_address: str | None = None,
     dispatch: str = "auto",
     offline_batch: int = 1,
     engine_arg: Mapping[str, Any] | None = None,
@@ -163,6 +165,8 @@ def resolve(
     one_of(mode, MODES, "mode")
     where = Where.resolve(backend, replicas, tuple(endpoint), serve, bool(engine_arg or engine_env))
     refuse_remote_options(where.backend, served_model=served_model, dialect=dialect, ca_file=ca_file, insecure=insecure)
+    if ray_address and where.backend != "ray":
+        raise ConfigError("--ray-address is for --backend ray.")
     one_of(dispatch, ("auto", *POLICIES), "dispatch policy")
     one_of(failure_policy, FAILURE_POLICIES, "failure policy")
     at_least_one(max_in_flight=max_in_flight, stream_interval=stream_interval, samples=samples)
@@ -200,6 +204,7 @@ def resolve(
         ca_file=str(ca_file) if ca_file else None,
         insecure=insecure,
         ready_timeout=ready_timeout,
+        ray_address=(ray_address or "auto") if where.backend == "ray" else None,
         offline_batch=offline_batch,
         dispatch=default_dispatch(scenario, concurrency) if dispatch == "auto" else dispatch,
         engine_arg=engine_arg,

@@ -27,26 +27,23 @@ def as_text(result: RunResult, ready: bool = True) -> str:
         lines += ["", *compliance_lines(compliance)]
     if len(result["replicas"]) > 1:
         lines += ["", *replica_lines(result["replicas"])]
-    if result["retries"]:
-        lines.append(f"  {result['retries']} queries were served again elsewhere after a failure")
-    if result["client_limited"]:
-        lines.append("  ! the harness itself was in the way (client_limited): give it a core, or fewer queries")
-    if resumed := result.content.get("resumed"):
-        lines.append(f"  {resumed:,} answers were taken over from a test that was interrupted")
-    if (result.folder / JOURNAL).exists():
-        lines.append(
-            f"  the answers so far are kept: --mode accuracy --resume --output-dir {result.folder} finishes them for a "
-            "look; a submission needs a whole run"
-        )
+    lines += [f"  {remark}" for remark in remarks(result)]
     lines += ["", readiness(result)] if ready else []
     lines.append(f"Files: {result.folder}/")
     return "\n".join(lines)
 
 
 def headline(result: RunResult) -> str:
-    what = f"{result['benchmark']} · {result['scenario']} · {result.content.get('audit') or result['mode']}"
-    if (cap := result.content.get("config", {}).get("concurrency")) is not None:
-        what += f" · closed loop of {cap}"
+    return f"{what(result)}: {verdict(result)}"
+
+
+def what(result: RunResult) -> str:
+    cap = result.content.get("config", {}).get("concurrency")
+    loop = f" · closed loop of {cap}" if cap is not None else ""
+    return f"{result['benchmark']} · {result['scenario']} · {result.content.get('audit') or result['mode']}{loop}"
+
+
+def verdict(result: RunResult) -> str:
     word = "VALID" if result["valid"] else "NOT VALID"
     if result["status"] != "complete":
         word += f" ({result['status']})"
@@ -55,7 +52,24 @@ def headline(result: RunResult) -> str:
         word += f", {compliance['test']} FAILED"
     elif result["valid"] and result["mode"] == "accuracy" and result["accuracy"]["passed"] is False:
         word += ", accuracy FAILED"
-    return f"{what}: {word}"
+    return word
+
+
+def remarks(result: RunResult) -> list[str]:
+    """What a reader of the figures must know beside them."""
+    lines = []
+    if result["retries"]:
+        lines.append(f"{result['retries']} queries were served again elsewhere after a failure")
+    if result["client_limited"]:
+        lines.append("! the harness itself was in the way (client_limited): give it a core, or fewer queries")
+    if resumed := result.content.get("resumed"):
+        lines.append(f"{resumed:,} answers were taken over from a test that was interrupted")
+    if (result.folder / JOURNAL).exists():
+        lines.append(
+            f"the answers so far are kept: --mode accuracy --resume --output-dir {result.folder} finishes them for a "
+            "look; a submission needs a whole run"
+        )
+    return lines
 
 
 def figures(metrics: Mapping[str, Any], answered: int, duration: float) -> list[str]:

@@ -213,7 +213,7 @@ def _read(folder: Path) -> Any:
         return json.loads(path.read_text())
     except OSError as error:
         raise SetupError(f"{folder} holds no finished result: cannot read {path.name}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SetupError(f"{path} is not valid JSON: {error}.") from error
 
 

@@ -181,6 +181,7 @@ def plan_of(config: RunConfig, tokenizer: Tokenizer) -> Plan:
         ca_file=Path(config.ca_file) if config.ca_file else None,
         insecure=config.insecure,
         ready_timeout=config.ready_timeout,
+        ray_address=config.ray_address,
         tokens_now=config.mode != "performance",
         gauges=not config.no_telemetry,
         codec=tokenizer,

@@ -196,6 +196,8 @@ def why_deviceless(config: RunConfig) -> str | None:
     """Why replicas that were given no device use none of this machine's; None: they may use any of them."""
     if config.backend == "echo":
         return "the echo backend is a rehearsal and has no device"
+    if config.backend == "ray":
+        return "the engines are on the nodes of a Ray cluster"
     if config.serve or config.backend == "vllm":
         return "the engines run on processors"
     elsewhere = [url for url in config.endpoint if not is_local(url)]

@@ -11,8 +11,8 @@ tenth of the run), so that neighbouring samples are alike. As in LoadGen, whose 
 samples at the same moments, except in the setting `fresh`.
 
 What run-to-run noise is real: six runs of the demo on the echo simulator differ by 0.1 to 0.5 % (standard deviation),
-five of a real engine on a shared two-core machine by 6 % in throughput (docs/experiments.md). Dedicated machines lie
-between: `quiet`, `usual` and `noisy` have 0.3, 1 and 2 %, `shared` has 6 %.
+five of a real engine on a shared two-core machine by 6 % in throughput (docs/experiments.md). The settings span
+that: `quiet`, `usual` and `noisy` have 0.3, 1 and 2 %, `shared` has 6 %.
 """
 
 from __future__ import annotations

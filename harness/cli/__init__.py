@@ -21,9 +21,11 @@ from harness.cli.compare import compare
 from harness.cli.compliance import compliance
 from harness.cli.dataset import dataset
 from harness.cli.readiness import readiness
+from harness.cli.report import report
 from harness.cli.run import run
 from harness.cli.submission import submission
 from harness.cli.sweep import sweep
+from harness.cli.track import track
 
 USAGE, SETUP, INTERRUPTED = 2, 3, 130
 
@@ -50,7 +52,7 @@ def cli() -> None:
     """
 
 
-for command in (run, dataset, accuracy, compliance, submission, sweep, compare, readiness):
+for command in (run, dataset, accuracy, compliance, submission, sweep, compare, readiness, report, track):
     cli.add_command(command)
 
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 WITHOUT = (
     "scenario", "backend", "endpoint", "offline_batch", "dispatch", "max_in_flight", "stream_interval", "user_conf",
     "target_qps", "min_duration", "min_queries", "samples", "first_token_timeout", "stall_timeout", "failure_policy",
-    "replicas", "ready_timeout", "no_telemetry",
+    "ray_address", "no_telemetry", "replicas", "ready_timeout",
 )  # fmt: skip
-"""Options of LoadGen, of scenarios and of dispatch, which have no part in this, and two that it tells in its own words."""
+"""Options of LoadGen, scenarios and dispatch, which have no part in this, and two that it tells in its own words."""
 
 OPTIONS = [
     click.option("--create-cmd", metavar="CMD",

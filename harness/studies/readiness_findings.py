@@ -229,7 +229,11 @@ def each_replica(rows: Sequence[Row]) -> figures.Spec:
     ]
     few = len(rows) <= 24
     along = figures.x(
-        "replica", "", "ordinal", sort={"field": "number"}, axis={"labels": few, "ticks": few, "labelAngle": 0}
+        "replica",
+        "",
+        "ordinal",
+        sort={"field": "number"},
+        axis={"labels": few, "ticks": few, "labelAngle": 0, "grid": False},
     )
     bars = figures.bars(
         along,

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from importlib.util import find_spec
 from math import prod
@@ -29,6 +29,9 @@ from sut.query import Query, Tokens
 
 WARM_UP_PROMPTS = 4
 WARM_UP_TOKENS = 8
+
+SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+"""A forked worker has no mark for the guard and holds its pipe open."""
 
 _spawning = threading.Lock()
 
@@ -272,6 +275,15 @@ def make_replicas(plan: Plan) -> Sequence[Backend]:
     return [VllmEngine(f"vllm-{i}", plan, *place) for i, place in enumerate(divide_machine(plan))]
 
 
+def make_one(name: str, plan: Plan, place: int, places: int) -> VllmEngine:
+    """The engine that is number `place` of `places` on this machine, whose devices the environment names already; on a
+    CPU its cores are divided here. Raises ConfigError or SetupError."""
+    require_vllm()
+    if _on_cpu():
+        return VllmEngine(name, plan, *_divide_cores(replace(plan, replicas=places))[place])
+    return VllmEngine(name, plan, SPAWN | dict(plan.engine_env), [])
+
+
 def require_vllm() -> Any:
     """vLLM's AsyncEngineArgs. Raises SetupError, with what to do, where vLLM is not there or cannot be imported."""
     if find_spec("vllm") is None:
@@ -365,8 +377,7 @@ def _divide_devices(plan: Plan, variable: str, count: int) -> list[tuple[dict[st
             "ask for fewer replicas or less parallelism."
         )
     chunks = [devices[i * size : (i + 1) * size] for i in range(plan.replicas)]
-    spawn = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}  # a fork has no mark for the guard and holds its pipe open
-    return [({variable: ",".join(chunk)} | spawn | dict(plan.engine_env), []) for chunk in chunks]
+    return [({variable: ",".join(chunk)} | SPAWN | dict(plan.engine_env), []) for chunk in chunks]
 
 
 def devices_in(environment: Mapping[str, str]) -> list[str]:

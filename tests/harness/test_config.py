@@ -235,7 +235,7 @@ def test_seconds_become_milliseconds_for_loadgen() -> None:
     [
         ({"scenario": "offline"}, "unknown scenario 'offline' (nearest: Offline): choose one of "),
         ({"mode": "submision"}, "unknown mode 'submision' (nearest: submission): choose one of"),
-        ({"backend": "vlm"}, "unknown backend 'vlm' (nearest: vllm): choose one of vllm, remote, echo."),
+        ({"backend": "vlm"}, "unknown backend 'vlm' (nearest: vllm): choose one of vllm, remote, ray, echo."),
         ({"dispatch": "robin"}, "unknown dispatch policy 'robin' (nearest: round-robin): choose one of auto, "),
         ({"failure_policy": "lax"}, "unknown failure policy 'lax': choose one of strict, resilient."),
         ({"replicas": 0}, "--replicas is 0: it must be at least 1."),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WITHOUT = (
     "scenario", "backend", "endpoint", "offline_batch", "dispatch", "max_in_flight", "stream_interval", "user_conf",
     "target_qps", "min_duration", "min_queries", "samples", "first_token_timeout", "stall_timeout", "failure_policy",
-    "ray_address", "no_telemetry", "replicas", "ready_timeout",
+    "concurrency", "ray_address", "no_telemetry", "replicas", "ready_timeout",
 )  # fmt: skip
 """Options of LoadGen, scenarios and dispatch, which have no part in this, and two that it tells in its own words."""
 

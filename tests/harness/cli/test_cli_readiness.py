@@ -40,6 +40,7 @@ def own_signals() -> Iterator[None]:
         (("--ready-timeout", "0", *CREATE), "0.0 is not in the range"),
         (("--answer-tokens", "1", *CREATE), "1 is not in the range"),
         (("--endpoint", "http://host", *CREATE), "No such option"),
+        (("--target-qps", "5", *CREATE), "No such option"),
         (("--dialect", "morse", *CREATE), "unknown dialect 'morse'"),
     ],
 )

@@ -19,6 +19,7 @@ from harness.studies.study import Study
 NAMED = 8
 """Failures that are told with their reasons; findings.json has all."""
 
+PHASES = ["create command", "then until healthy", "then until the first right answer"]
 BARS = "#9ecae1", figures.GOOD, figures.COLOURS[2]
 
 Row = Mapping[str, Any]
@@ -212,35 +213,33 @@ def over_time(rows: Sequence[Row]) -> figures.Spec:
 
 
 def each_replica(rows: Sequence[Row]) -> figures.Spec:
-    phases = ["create command", "then until healthy", "then until the first right answer"]
-    parts: list[dict[str, Any]] = []
-    for number, row in enumerate(rows):
-        if row["healthy_s"] is None or row["answer_s"] is None:
-            continue
-        created = min(row["created_s"] or 0.0, row["healthy_s"])
-        ends = [0.0, created, row["healthy_s"], row["answer_s"]]
-        for order, (phase, begin, end) in enumerate(zip(phases, ends, ends[1:], strict=False)):
-            place = {"replica": row["replica"], "number": number, "order": order}
-            parts.append(place | {"phase": phase, "from": begin, "to": end})
     failed = [
         {"replica": row["replica"], "number": number, "why": row["failure"], "zero": 0}
         for number, row in enumerate(rows)
         if row["failure"] is not None
     ]
     few = len(rows) <= 24
-    along = figures.x(
-        "replica",
-        "",
-        "ordinal",
-        sort={"field": "number"},
-        axis={"labels": few, "ticks": few, "labelAngle": 0, "grid": False},
-    )
+    axis = {"labels": few, "ticks": few, "labelAngle": 0, "grid": False}
+    along = figures.x("replica", "", "ordinal", sort={"field": "number"}, axis=axis)
     bars = figures.bars(
         along,
         figures.y("from", "seconds since its creation"),
         {"y2": {"field": "to"}},
-        figures.colour("phase", scale={"domain": phases, "range": list(BARS)}),
+        figures.colour("phase", scale={"domain": PHASES, "range": list(BARS)}),
     )
     crosses = figures.dots(along, figures.y("zero", ""), shape="cross", color=figures.BAD, angle=45, size=80)
     crosses["data"] = {"values": failed}
-    return figures.panel(parts, [bars, crosses] if failed else [bars], "Each replica (a cross: it failed)", height=220)
+    layers = [bars, crosses] if failed else [bars]
+    return figures.panel(phases_of(rows), layers, "Each replica (a cross: it failed)", height=220)
+
+
+def phases_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The parts of each replica's way; a create command that outlasts the coming up is a part up to health."""
+    parts = []
+    for number, row in enumerate(rows):
+        if row["healthy_s"] is None or row["answer_s"] is None:
+            continue
+        ends = [0.0, min(row["created_s"] or 0.0, row["healthy_s"]), row["healthy_s"], row["answer_s"]]
+        for phase, begin, end in zip(PHASES, ends, ends[1:], strict=False):
+            parts.append({"replica": row["replica"], "number": number, "phase": phase, "from": begin, "to": end})
+    return parts

@@ -91,6 +91,7 @@ class Server:
         try:
             self._spawn()
         except OSError as error:
+            self._close_log()
             raise SetupError(f"the server {self.name} did not start: {first_line(error)}") from error
 
     def trouble(self) -> str | None:

@@ -337,6 +337,7 @@ def test_servers_of_our_own_may_outnumber_the_cores(
         return [Server(f"vllm-{index}", plan, {"N": str(index)}, []) for index in range(plan.replicas)]
 
     monkeypatch.setattr(serve, "command", command)
+    monkeypatch.setattr(serve, "devices_in", lambda _: [])  # which would import vLLM
     monkeypatch.setattr(makers, "make_servers", make_servers)
     monkeypatch.setenv("READINESS_TEST", str(tmp_path / "out"))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

@@ -149,7 +149,17 @@ def describe_dialects(found: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
     """The SUT with its replicas, nothing started. Raises ConfigError or SetupError for what the backend refuses."""
-    plan = Plan(
+    backends = make_backends(config.backend, plan_of(config, tokenizer))
+    # In Offline all queries are there at once; a connection for each would be tens of thousands of them.
+    bounded = config.backend == "remote" and not config.stream
+    caps = [config.max_in_flight or (backend.capacity if bounded else None) for backend in backends]
+    replicas = [Replica(f"{config.backend}-{i}", *pair) for i, pair in enumerate(zip(backends, caps, strict=True))]
+    return SUT(replicas, config.dispatch, deadlines_of(config), resilient=config.failure_policy == "resilient")
+
+
+def plan_of(config: RunConfig, tokenizer: Tokenizer) -> Plan:
+    """What a configuration asks of its backend."""
+    return Plan(
         replicas=config.replicas,
         model=config.model,
         dtype=config.dtype,
@@ -174,12 +184,6 @@ def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
         gauges=not config.no_telemetry,
         codec=tokenizer,
     )
-    backends = make_backends(config.backend, plan)
-    # In Offline all queries are there at once; a connection for each would be tens of thousands of them.
-    bounded = config.backend == "remote" and not config.stream
-    caps = [config.max_in_flight or (backend.capacity if bounded else None) for backend in backends]
-    replicas = [Replica(f"{config.backend}-{i}", *pair) for i, pair in enumerate(zip(backends, caps, strict=True))]
-    return SUT(replicas, config.dispatch, deadlines_of(config), resilient=config.failure_policy == "resilient")
 
 
 def deadlines_of(config: RunConfig) -> Deadlines:

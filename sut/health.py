@@ -57,13 +57,21 @@ class Deadlines:
 
 def judge(flight: Flight, outcome: Outcome) -> QueryFailed | None:
     """Why this outcome is no right answer, or None. Success is only what the replica said."""
+    if failure := complaint(outcome, flight.query.max_tokens):
+        return failure
+    if flight.query.stream and outcome.text is None and flight.first_id != outcome.tokens[0]:
+        return Miscounted("the answer does not begin with the first token that was reported")
+    return None
+
+
+def complaint(outcome: Outcome, most: int) -> QueryFailed | None:
+    """Why an answer of which at most `most` tokens were asked is none, or None."""
     if outcome.failure is not None:
         return outcome.failure
     if outcome.finish_reason is None:
         return BadFinish("the answer ended without a finish reason")
     if outcome.finish_reason not in ("stop", "length"):
         return BadFinish(f"the answer ended with the finish reason {outcome.finish_reason!r}")
-    most = flight.query.max_tokens
     if outcome.count > most:
         return Miscounted(f"the answer has {outcome.count} tokens, and at most {most} were asked for")
     if outcome.count == 0:
@@ -72,8 +80,6 @@ def judge(flight: Flight, outcome: Outcome) -> QueryFailed | None:
         return OneToken("the answer has one token, which LoadGen counts as an error")
     if outcome.finish_reason == "length" and outcome.count < most:
         return CutShort(f"the answer was cut off after {outcome.count} tokens, and {most} were asked for")
-    if flight.query.stream and outcome.text is None and flight.first_id != outcome.tokens[0]:
-        return Miscounted("the answer does not begin with the first token that was reported")
     return None
 
 

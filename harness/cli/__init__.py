@@ -24,6 +24,7 @@ from harness.cli.dataset import dataset
 from harness.cli.fleet import fleet, fleet_member
 from harness.cli.layouts import layouts
 from harness.cli.peak import peak
+from harness.cli.readiness import readiness
 from harness.cli.report import report
 from harness.cli.run import run
 from harness.cli.submission import submission
@@ -65,6 +66,7 @@ for command in (
     sweep,
     context,
     compare,
+    readiness,
     report,
     track,
     layouts,

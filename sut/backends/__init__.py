@@ -43,7 +43,8 @@ class Plan:
 
     For remote replicas: `endpoints` are their URLs, or with `serve` that many servers are started here. `offline_batch`
     prompts travel in one request. `tokens_now` asks a replica that answers in text for token ids at once, not only for
-    how many there were. The API key is in no plan: it stays in the environment.
+    how many there were. `share_cores` lets CPU engines outnumber the cores, where speed is not measured. The API
+    key is in no plan: it stays in the environment.
 
     `ray_address`: the Ray cluster, "auto" for the one that this machine belongs to.
     `gauges`: engines in this process keep count of what they are doing.
@@ -69,6 +70,7 @@ class Plan:
     insecure: bool = False
     ready_timeout: float = 1800.0
     tokens_now: bool = False
+    share_cores: bool = False
     ray_address: str | None = None
     gauges: bool = False
     codec: Codec | None = None

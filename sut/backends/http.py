@@ -341,7 +341,7 @@ class Pool:
     def __init__(self, origin: Origin, context: ssl.SSLContext | None = None) -> None:
         self.origin = origin
         self._context = context
-        self._address = origin.host
+        self.address = origin.host
         self._idle: dict[Connection, None] = {}  # the one used last at the end
         self._open: set[Connection] = set()
         self._wanted: deque[tuple[bytes, Receiver]] = deque()
@@ -355,13 +355,13 @@ class Pool:
         of all if nobody does. Raises OSError for a name that nobody knows."""
         found = await self._loop.getaddrinfo(self.origin.host, self.origin.port, type=socket.SOCK_STREAM)
         addresses = [str(entry[4][0]) for entry in found]
-        self._address = addresses[0]
+        self.address = addresses[0]
         for address in addresses if len(addresses) > 1 else []:
             with suppress(OSError):  # TimeoutError is one
                 async with asyncio.timeout(CONNECT_LIMIT):
                     transport, _ = await self._loop.create_connection(asyncio.Protocol, address, self.origin.port)
                 transport.close()
-                self._address = address
+                self.address = address
                 return
 
     async def warm(self, count: int) -> None:
@@ -433,7 +433,7 @@ class Pool:
     async def _make(self) -> None:
         host = self.origin.host if self._context else None
         transport, _ = await self._loop.create_connection(
-            lambda: Connection(self), self._address, self.origin.port, ssl=self._context, server_hostname=host
+            lambda: Connection(self), self.address, self.origin.port, ssl=self._context, server_hostname=host
         )
         keep_alive(transport.get_extra_info("socket"))
 

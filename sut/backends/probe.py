@@ -34,7 +34,7 @@ from sut.query import Tokens, as_tokens
 FIRST_LIMIT = 120.0
 """Seconds that a server may take for its first answers: some compile then."""
 
-SYNTHETIC = tuple(range(100, 116))
+SYNTHETIC = as_tokens(range(100, 116))
 """A prompt that is no sample: MLCommons' rules forbid to warm up on those."""
 
 GREEDY_TRIES, GREEDY_TOKENS = 4, 16
@@ -91,7 +91,7 @@ class Probe:
     async def find_out(self) -> Found:
         """Its model, the best dialect that it speaks, and that it decodes greedily. Raises SetupError."""
         try:
-            models = await self._models()
+            models = await self.models()
             model = choose_model(self._plan.served_model, models, self._origin)
             dialect = await self._choose_dialect(model)
             await self._check_greedy(model, dialect)
@@ -119,7 +119,8 @@ class Probe:
         does = "does not speak" if self._plan.dialect else "speaks"
         raise SetupError(f"{self._origin} {does} {named}: {'; '.join(refusals)}.")
 
-    async def _models(self) -> list[dict[str, Any]] | None:
+    async def models(self) -> list[dict[str, Any]] | None:
+        """What /v1/models lists, or None. Raises SetupError if the API key is refused, QueryFailed or TimeoutError."""
         status, body = await self._get("/v1/models")
         if status in (401, 403):
             raise SetupError(f"{self._origin} refuses the API key: set the environment variable {KEY}.")
@@ -216,14 +217,23 @@ class Probe:
             )
         return "the same"
 
-    async def ask(self, model: str, dialect: Dialect, tokens: int, stream: bool = False) -> Answer:
-        """One short synthetic prompt. Raises QueryFailed or TimeoutError."""
+    async def ask(
+        self,
+        model: str,
+        dialect: Dialect,
+        tokens: int,
+        stream: bool = False,
+        prompt: Tokens = SYNTHETIC,
+        limit: float = FIRST_LIMIT,
+    ) -> Answer:
+        """One short prompt, synthetic unless another is given. Raises QueryFailed, or TimeoutError after `limit`
+        seconds."""
         how = replace(self._plan.generation, max_tokens=tokens)
         before, after = dialect.body(Asking(model, how, stream, max(1, tokens)))
-        prompt = self._prompts.one(as_tokens(SYNTHETIC), dialect.ids_in)
+        asked = self._prompts.one(prompt, dialect.ids_in)
         if self._plan.offline_batch > 1:
-            prompt = b"[" + prompt + b"]"
-        status, body = await self._post(dialect.path(stream), before + prompt + after)
+            asked = b"[" + asked + b"]"
+        status, body = await self._post(dialect.path(stream), before + asked + after, limit)
         if status != 200:
             raise failure_of(status, body, None)
         if not stream:
@@ -233,16 +243,20 @@ class Probe:
         reader.finish()
         return reader.answer
 
-    async def _post(self, path: str, body: bytes) -> tuple[int, bytes]:
-        return await fetch(self._pool, request_bytes(self._origin.head("POST", path, headers()), body), FIRST_LIMIT)
+    async def _post(self, path: str, body: bytes, limit: float = FIRST_LIMIT) -> tuple[int, bytes]:
+        return await fetch(self._pool, request_bytes(self._origin.head("POST", path, headers()), body), limit)
 
     async def _get(self, path: str, limit: float = FIRST_LIMIT) -> tuple[int, bytes]:
         return await fetch(self._pool, request_bytes(self._origin.head("GET", path, headers()), b""), limit)
 
+    async def health(self, limit: float) -> int:
+        """The HTTP status of /health. Raises QueryFailed, or TimeoutError after `limit` seconds."""
+        return (await self._get("/health", limit))[0]
+
     async def look(self) -> tuple[str | None, bool]:
         """What is wrong with the replica, if anything, and whether that is beyond doubt."""
         try:
-            status, _ = await self._get("/health", LOOK_LIMIT)
+            status = await self.health(LOOK_LIMIT)
         except Unreachable as error:
             return str(error), True
         except TimeoutError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -179,28 +179,16 @@ class Remote:
 
     def answered(self, exchange: Exchange, answers: Sequence[Answer]) -> None:
         """The answers are there, right or wrong."""
+        encode = self._encode if self._plan.tokens_now else None
         for query, answer in zip(exchange.queries, answers, strict=True):
             if self._release(exchange, query):
-                exchange.sink.done(query, self._outcome(answer))
+                exchange.sink.done(query, outcome_of(answer, self._found.dialect, encode))
 
     def _note_progress(self) -> None:
         """A few times a second: tell of bytes that have come and wait to be looked at."""
         for exchange in self._flying.values():
             exchange.note_progress()
         self._timer = asyncio.get_running_loop().call_later(PROGRESS_INTERVAL, self._note_progress)
-
-    def _outcome(self, answer: Answer) -> Outcome:
-        failure = None
-        if self._found.dialect.ids_out:
-            tokens, text, said = np.frombuffer(answer.tokens, TOKEN_DTYPE), None, 0
-            if answer.said is not None and answer.said != len(tokens) and answer.finish in ("stop", "length"):
-                failure = Miscounted(f"the answer has {len(tokens)} tokens, and the replica has counted {answer.said}")
-        else:
-            text, said = "".join(answer.texts), answer.said or 0
-            tokens = as_tokens(self._encode(text) if self._plan.tokens_now else [])
-            if answer.said is None and answer.finish in ("stop", "length"):
-                failure = Miscounted("the replica has not said how many tokens its text has")
-        return Outcome(tokens, answer.finish, failure, text=text, said=said)
 
     def failed(self, exchange: Exchange, failure: QueryFailed) -> None:
         """What travelled together has failed together; after a broken connection, once it is known what has broken."""
@@ -349,14 +337,26 @@ class Streamed(Exchange):
         self._remote.answered(self, [self._stream.answer])
 
 
+def outcome_of(answer: Answer, dialect: Dialect, encode: Callable[[str], Sequence[int]] | None = None) -> Outcome:
+    """What a replica has said as an outcome, failed if the replica has counted otherwise; `encode` gives a text's
+    tokens, where they are wanted."""
+    failure = None
+    if dialect.ids_out:
+        tokens, text, said = np.frombuffer(answer.tokens, TOKEN_DTYPE), None, 0
+        if answer.said is not None and answer.said != len(tokens) and answer.finish in ("stop", "length"):
+            failure = Miscounted(f"the answer has {len(tokens)} tokens, and the replica has counted {answer.said}")
+    else:
+        text, said = "".join(answer.texts), answer.said or 0
+        tokens = as_tokens(encode(text) if encode is not None else [])
+        if answer.said is None and answer.finish in ("stop", "length"):
+            failure = Miscounted("the replica has not said how many tokens its text has")
+    return Outcome(tokens, answer.finish, failure, text=text, said=said)
+
+
 def make_replicas(plan: Plan) -> Sequence[Backend]:
     """A replica per endpoint, or per server to be started. Raises ConfigError or SetupError."""
-    key = os.environ.get(KEY, "")
-    if not all(33 <= ord(letter) <= 126 for letter in key):
-        raise ConfigError(f"{KEY} holds characters that no API key has: is there a line end in it?")
-    if plan.dialect is not None and plan.dialect not in DIALECTS:
-        raise ConfigError(f"unknown dialect {plan.dialect!r}: choose one of {', '.join(DIALECTS)}.")
-    _allow_many_files()
+    refuse_odd_talk(plan.dialect)
+    allow_many_files()
     prompts = Prompts(plan)
     if plan.serve:
         servers = make_servers(plan)
@@ -366,7 +366,16 @@ def make_replicas(plan: Plan) -> Sequence[Backend]:
     return [Remote(Origin.parse(url), plan, prompts) for url in plan.endpoints]
 
 
-def _allow_many_files() -> None:
+def refuse_odd_talk(dialect: str | None) -> None:
+    """Raises ConfigError for an API key that is none, or a dialect that nobody knows here."""
+    key = os.environ.get(KEY, "")
+    if not all(33 <= ord(letter) <= 126 for letter in key):
+        raise ConfigError(f"{KEY} holds characters that no API key has: is there a line end in it?")
+    if dialect is not None and dialect not in DIALECTS:
+        raise ConfigError(f"unknown dialect {dialect!r}: choose one of {', '.join(DIALECTS)}.")
+
+
+def allow_many_files() -> None:
     """A connection is a file, and a shell's usual limit is 1,024 of them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

@@ -88,6 +88,15 @@ class Server:
             self._close_log()
             raise SetupError(f"the server {self.name} did not start: {why}")
 
+    def spawn(self) -> None:
+        """Spawn it and wait for nothing; `url` and `trouble` are for who measures how it comes up. Raises
+        SetupError."""
+        try:
+            self._spawn()
+        except OSError as error:
+            self._close_log()
+            raise SetupError(f"the server {self.name} did not start: {first_line(error)}") from error
+
     def trouble(self) -> str | None:
         """Why it cannot serve any more, or None; one look at the process."""
         if self._death is None and self._process is not None and (end := self._end()):

@@ -348,11 +348,11 @@ def _divide_cores(plan: Plan) -> list[tuple[dict[str, str], list[int]]]:
     without OMP_NUM_THREADS such engines take one thread per core each and spin against each other.
     """
     cores = sorted(os.sched_getaffinity(0))
-    if plan.replicas > len(cores):
+    if plan.replicas > len(cores) and not plan.share_cores:
         raise ConfigError(
             f"{plan.replicas} replicas do not fit {len(cores)} cores: each engine needs a core of its own."
         )
-    share = len(cores) // plan.replicas
+    share = max(1, len(cores) // plan.replicas)
     # Beside a single engine the harness wants a core: LoadGen, the SUT's loop and the engine's front end run there.
     width = max(1, share - 1) if plan.replicas == 1 else share
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(width), "VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -361,7 +361,9 @@ def _divide_cores(plan: Plan) -> list[tuple[dict[str, str], list[int]]]:
             environment[name] = os.environ[name]
     places = []
     for index in range(plan.replicas):
-        mine = cores[index * share : index * share + width] if plan.replicas > 1 else []
+        # Engines that share cores go where there is room: pinned, some would have a core and some a part of one.
+        pinned = 1 < plan.replicas <= len(cores)
+        mine = cores[index * share : index * share + width] if pinned else []
         places.append((environment | dict(plan.engine_env), mine))
     return places
 

@@ -137,6 +137,28 @@ def test_a_server_that_never_started_can_be_stopped(fake):
     asyncio.run(fake("ready").stop())
 
 
+def test_one_that_is_only_spawned_is_looked_after_by_who_has_spawned_it(fake):
+    async def session() -> tuple[str, str | None]:
+        server = fake("broken")
+        server.spawn()
+        while server.trouble() is None:
+            await asyncio.sleep(0.01)
+        told = server.url, server.trouble()
+        await server.stop()
+        return told
+
+    url, after = asyncio.run(session())
+    assert url.startswith("http://127.0.0.1:")
+    assert after == "the server vllm-0 exited with code 3; vllm-0.log ends: ValueError: no such model"
+
+
+def test_one_that_cannot_even_be_spawned_says_so(fake, monkeypatch):
+    server = fake("ready")
+    monkeypatch.setattr(serve, "command", lambda _, port: ["/no/such/program"])
+    with pytest.raises(SetupError, match="the server vllm-0 did not start: "):
+        server.spawn()
+
+
 def test_many_start_at_the_same_time(fake):
     async def session() -> list[str]:
         servers = [fake("ready") for _ in range(4)]

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -63,6 +64,14 @@ def test_more_replicas_than_cores_are_refused(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     with pytest.raises(ConfigError, match="4 replicas do not fit 3 cores"):
         _divide_cores(plan(4))
+
+
+def test_engines_may_share_cores_where_speed_is_not_measured(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    divided = _divide_cores(replace(plan(3), share_cores=True))
+    assert [cores for _, cores in divided] == [[], [], []], "nobody is pinned to half a core"
+    assert {environment["OMP_NUM_THREADS"] for environment, _ in divided} == {"1"}
+    assert [cores for _, cores in _divide_cores(replace(plan(2), share_cores=True))] == [[0], [1]]
 
 
 def test_settings_of_the_person_win_over_ours_and_an_engine_env_over_both(monkeypatch):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from difflib import get_close_matches
@@ -57,11 +57,14 @@ class RunConfig:
     ca_file: str | None
     insecure: bool
     ready_timeout: float
+    ray_address: str | None
     dispatch: str
     offline_batch: int
     engine_arg: Mapping[str, Any]
     engine_env: Mapping[str, str]
     max_in_flight: int | None
+    concurrency: int | None
+    """Queries in flight in all: a closed loop."""
     stream_interval: int | None
     generation: Generation
     dtype: str
@@ -113,8 +116,8 @@ class RunConfig:
 
     @property
     def stream(self) -> bool:
-        """Offline has no first token to report."""
-        return self.loadgen_scenario != "Offline"
+        """Offline has no first token to report; a closed loop wants to know when it came."""
+        return self.loadgen_scenario != "Offline" or self.concurrency is not None
 
 
 def resolve(
@@ -133,11 +136,13 @@ def resolve(
     ca_file: Path | None = None,
     insecure: bool = False,
     ready_timeout: float = 1800.0,
+    ray_address: str | None = None,
     dispatch: str = "auto",
     offline_batch: int = 1,
     engine_arg: Mapping[str, Any] | None = None,
     engine_env: Mapping[str, str] | None = None,
     max_in_flight: int | None = None,
+    concurrency: int | None = None,
     stream_interval: int | None = None,
     failure_policy: str = "strict",
     first_token_timeout: float | None = None,
@@ -160,9 +165,12 @@ def resolve(
     one_of(mode, MODES, "mode")
     where = Where.resolve(backend, replicas, tuple(endpoint), serve, bool(engine_arg or engine_env))
     refuse_remote_options(where.backend, served_model=served_model, dialect=dialect, ca_file=ca_file, insecure=insecure)
+    if ray_address and where.backend != "ray":
+        raise ConfigError("--ray-address is for --backend ray.")
     one_of(dispatch, ("auto", *POLICIES), "dispatch policy")
     one_of(failure_policy, FAILURE_POLICIES, "failure policy")
     at_least_one(max_in_flight=max_in_flight, stream_interval=stream_interval, samples=samples)
+    refuse_odd_loops(concurrency, scenario, mode, offline_batch, (max_in_flight or 0) * where.replicas)
     refuse_odd_batches(offline_batch, scenario, where.backend, max_in_flight)
     refuse_odd_modes(mode, resume, output_dir, audit_config, samples)
     refuse_odd_audits(row, mode, audit_dataset)
@@ -196,11 +204,13 @@ def resolve(
         ca_file=str(ca_file) if ca_file else None,
         insecure=insecure,
         ready_timeout=ready_timeout,
+        ray_address=(ray_address or "auto") if where.backend == "ray" else None,
         offline_batch=offline_batch,
-        dispatch=("pull" if scenario == "Offline" else "round-robin") if dispatch == "auto" else dispatch,
+        dispatch=default_dispatch(scenario, concurrency) if dispatch == "auto" else dispatch,
         engine_arg=engine_arg,
         engine_env=dict(engine_env or {}),
         max_in_flight=max_in_flight,
+        concurrency=concurrency,
         stream_interval=stream_interval,
         generation=row.generation_in(mode),
         dtype=str(engine_arg.get("dtype", row.dtype if own_model else "auto")),
@@ -216,7 +226,7 @@ def resolve(
         user_conf=str(conf_path) if conf_path else None,
         audit_config=str(audit_config) if audit_config else None,
         audit_text=read_audit(audit_config) if audit_config else None,
-        settings=resolve_settings(row, scenario, conf, options),
+        settings=loop_settings(row, scenario, conf, options, concurrency),
         chosen=chosen_keys(row, scenario, conf, options),
         output_dir=output_dir or default_output(benchmark, scenario, mode),
     )
@@ -266,6 +276,44 @@ def refuse_odd_batches(size: int, scenario: str, backend: str, max_in_flight: in
         raise ConfigError("--offline-batch is for remote replicas in Offline: there, prompts may share a request.")
     if max_in_flight is not None and max_in_flight < size:
         raise ConfigError(f"--max-in-flight {max_in_flight} never lets a batch of --offline-batch {size} together.")
+
+
+def refuse_odd_loops(concurrency: int | None, scenario: str, mode: str, offline_batch: int, most: int) -> None:
+    """Raises ConfigError for a closed loop where there is none; `most`: what the replicas' own caps let together, 0 if
+    there are none."""
+    if concurrency is None:
+        return
+    at_least_one(concurrency=concurrency)
+    if scenario != "Offline":
+        raise ConfigError(
+            f"--concurrency is a closed loop, which is Offline with a cap: in {scenario} LoadGen itself says when a "
+            "query comes."
+        )
+    if mode == "submission":
+        raise ConfigError("--concurrency is for measuring: a closed loop is no submission, leave one of the two out.")
+    if offline_batch > 1:
+        raise ConfigError("--concurrency releases one query as another ends: leave --offline-batch out.")
+    if 0 < most < concurrency:
+        raise ConfigError(f"--max-in-flight lets {most} queries together, and never --concurrency {concurrency}.")
+
+
+def default_dispatch(scenario: str, concurrency: int | None) -> str:
+    """Whom `auto` asks: Offline's replicas pull; a closed loop's next query goes where fewest are."""
+    if scenario != "Offline":
+        return "round-robin"
+    return "pull" if concurrency is None else "least-outstanding"
+
+
+def loop_settings(
+    row: Benchmark, scenario: str, conf: Conf, options: Mapping[str, Number], concurrency: int | None
+) -> dict[str, Number]:
+    """LoadGen's keys; a closed loop asks as many queries as it is told, and not whole passes over the samples, unless a
+    person wants them: with few in flight, a pass may take hours."""
+    settings = resolve_settings(row, scenario, conf, options)
+    key = "sample_concatenate_permutation"
+    if concurrency is None or key in chosen_keys(row, scenario, conf, options):
+        return settings
+    return settings | {key: 0}
 
 
 def refuse_odd_modes(
@@ -419,6 +467,17 @@ def shown_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def shown_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables as they may be shown and saved."""
+    return {name: "***" if SECRET.search(name) else without_userinfo(value) for name, value in variables.items()}
+
+
+def shown_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, the keywords of `resolve`, as they may be shown and saved."""
+    masks: dict[str, Callable[[Any], Any]] = {"engine_arg": shown_arguments, "engine_env": shown_environment}
+    return {name: masks[name](value) if name in masks and value else value for name, value in options.items()}
+
+
 def without_userinfo(text: str) -> str:
     """A text whose URLs have lost user and password: http://u:P@host/ becomes http://host/."""
     return _USERINFO.sub("", text)
@@ -457,7 +516,5 @@ def as_json(config: RunConfig) -> dict[str, Any]:
         "min_duration": None if milliseconds is None else milliseconds / 1000,
         "min_queries": config.settings.get("min_query_count"),
         "engine_arg": shown_arguments(config.engine_arg),
-        "engine_env": {
-            name: "***" if SECRET.search(name) else without_userinfo(value) for name, value in config.engine_env.items()
-        },
+        "engine_env": shown_environment(config.engine_env),
     }

@@ -88,6 +88,12 @@ class Tokenizer:
         self.bos: int | None = self._fast.token_to_id(name) if name else None
         self.size: int = self._fast.get_vocab_size()
 
+    @property
+    def plain(self) -> list[int]:
+        """The ids of ordinary tokens, in order: none that was added to the vocabulary, as special ones are."""
+        added = {*self._fast.get_added_tokens_decoder(), self.bos}
+        return [token for token in sorted(self._fast.get_vocab().values()) if token not in added]
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, begun by the beginning-of-sequence id once."""
         head = [] if self.bos is None else [self.bos]

@@ -20,6 +20,7 @@ import numpy as np
 from harness.config import RunConfig
 from harness.journal import Journal
 from harness.recorder import Recorder
+from harness.tally import Tally
 from sut.errors import SetupError
 from sut.query import NO_TOKENS, TOKEN_DTYPE, Outcome, Query, Tokens
 
@@ -36,6 +37,8 @@ _FIELDS = {
     "min_query_count": "min_query_count",
     "max_query_count": "max_query_count",
     "performance_sample_count_override": "performance_sample_count_override",
+    "sample_concatenate_permutation": "sample_concatenate_permutation",
+    "max_async_queries": "server_max_async_queries",
 }
 _RATE_FIELDS = {"Server": "server_target_qps", "Offline": "offline_expected_qps"}
 
@@ -72,21 +75,38 @@ def settings_for(config: RunConfig) -> lg.TestSettings:
 
 
 class Bridge:
-    """Hears of answers from the SUT, on its loop, and tells LoadGen and the recorder.
+    """Hears of answers from the SUT, on its loop, and tells LoadGen and the recorder. With `first_tokens` False LoadGen
+    hears of no first token: Offline has none, also where a closed loop streams to measure them.
 
     A failed query is answered too, without data and without tokens: LoadGen would wait for ever, and its own log then
     shows the error.
+
+    A test can be brought to an end before its schedule's: LoadGen stops issuing when more than max_async_queries are
+    outstanding, so answers are held back until it does (`hold`), and then all reported (`release`).
     """
 
-    def __init__(self, recorder: Recorder, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        journal: Journal | None = None,
+        first_tokens: bool = True,
+        tally: Tally | None = None,
+    ) -> None:
         self._recorder = recorder
         self._journal = journal
+        self._first_tokens = first_tokens
+        self._tally = tally
         self._closed = False
+        self._held: list[tuple[Query, Outcome]] | None = None
         # LoadGen copies inside the call, so one cell serves all first tokens, and its address is looked up once.
         self._cell = np.zeros(1, TOKEN_DTYPE)
         self._cell_address = self._cell.ctypes.data
 
     def first(self, query: Query, ids: Tokens) -> None:
+        if not self._first_tokens:
+            return
+        if self._tally is not None:
+            self._tally.first(query)
         if len(ids) == 0:  # text: that there is a first token is known, which one is not
             lg.FirstTokenComplete([lg.QuerySampleResponse(query.id, 0, 0, 1)])
             return
@@ -94,6 +114,11 @@ class Bridge:
         lg.FirstTokenComplete([lg.QuerySampleResponse(query.id, self._cell_address, 4, 1)])
 
     def done(self, finished: Sequence[tuple[Query, Outcome]]) -> None:
+        if self._held is not None:
+            self._held += finished
+            return
+        if self._tally is not None:
+            self._tally.done(finished)
         # One buffer for all answers of this tick: one address to look up, and it lives until the call returns.
         answers = [outcome.tokens if outcome.failure is None else NO_TOKENS for _, outcome in finished]
         data = np.concatenate(answers) if len(answers) > 1 else answers[0]
@@ -101,7 +126,7 @@ class Bridge:
         responses = []
         for (query, outcome), tokens in zip(finished, answers, strict=True):
             count = len(tokens)
-            if query.stream and not outcome.first_token:
+            if query.stream and not outcome.first_token and self._first_tokens:
                 # LoadGen crashes on logging the end of a streamed sample that never had a first token.
                 lg.FirstTokenComplete([lg.QuerySampleResponse(query.id, 0, 0, 0)])
             # A text without ids is counted by its replica; where there are ids, LoadGen's log must agree with them.
@@ -114,12 +139,30 @@ class Bridge:
             if self._journal is not None:
                 self._journal.add(finished)
 
+    async def hold(self) -> None:
+        """Report no answer until `release`; both run on the SUT's loop, as all else here."""
+        self._held = []
+
+    async def release(self) -> None:
+        self._report_held()
+
+    def _report_held(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            self.done(held)
+
     def close(self) -> None:
         """What LoadGen still issues after a test was stopped is answered, and recorded no more."""
+        self._report_held()
         self._closed = True
 
 
 _latest: Run | None = None
+
+
+def settled() -> bool:
+    """Whether no test is under way."""
+    return _latest is None or _latest.done.is_set()
 
 
 def settle() -> None:
@@ -143,11 +186,13 @@ class Run(threading.Thread):
         self._outdir = outdir
         self._audit = audit
         self.done = threading.Event()
+        self.issued = threading.Event()
+        """LoadGen issues no more."""
         self.error: Exception | None = None
 
     def start(self) -> None:
         global _latest
-        assert _latest is None or _latest.done.is_set(), "LoadGen is still at an earlier test"
+        assert settled(), "LoadGen is still at an earlier test"
         _latest = self
         super().start()
 
@@ -165,7 +210,7 @@ class Run(threading.Thread):
         logs.enable_trace = False
         logs.log_output.outdir = str(self._outdir)  # must exist: LoadGen aborts the process otherwise
         logs.log_output.copy_summary_to_stdout = False
-        sut = lg.ConstructFastSUT(self._issue, _nothing)
+        sut = lg.ConstructFastSUT(self._issue, self.issued.set)
         qsl = lg.ConstructQSL(self._total, self._loaded, _ignore, _ignore)
         # LoadGen looks for an audit.config in the working directory by itself; a name that cannot exist stops that.
         audit = str(self._audit) if self._audit else str(self._outdir / "no-audit.config")
@@ -179,10 +224,6 @@ def _wake_on_time() -> None:
     sleeps on this thread or on one that inherits from it, and its clock has started by then."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(29, 1, 0, 0, 0)
-
-
-def _nothing() -> None:
-    """LoadGen's flush: queries are never held back, so there is nothing to do."""
 
 
 def _ignore(indices: list[int]) -> None:

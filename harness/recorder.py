@@ -30,7 +30,8 @@ _NUMBERS = {
 
 class Recorder:
     """Rows in order of completion. `issued_s` counts from the first callback of the test, the rest from the query's
-    own. `texts` are right answers that came as text, each with the replica's count of its tokens.
+    own; in a closed loop, each from the query's release. `texts` are right answers that came as text, each with the
+    replica's count of its tokens.
 
     LoadGen's clock starts at the scheduled time, which a SUT cannot see: the official metrics are LoadGen's.
     """
@@ -54,14 +55,15 @@ class Recorder:
                 self._errors[len(self)] = f"{outcome.failure.kind}: {outcome.failure}"
             elif outcome.text is not None:
                 self.texts.append((outcome.text, outcome.said))
+            began = query.released or query.issued
             sample(query.index)
             replica(self._number.get(outcome.replica, -1))
             inputs(len(query.prompt))
             outputs(outcome.count)
             attempts(outcome.attempts)
-            issued(query.issued)
-            ttft(outcome.first_token - query.issued if outcome.first_token else nan)
-            latency(outcome.last_byte - query.issued if outcome.last_byte else nan)
+            issued(began)
+            ttft(outcome.first_token - began if outcome.first_token else nan)
+            latency(outcome.last_byte - began if outcome.last_byte else nan)
 
     def column(self, name: str) -> Column:
         """One column, as a copy."""

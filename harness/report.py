@@ -9,7 +9,12 @@ from typing import Any
 from harness.journal import JOURNAL
 from harness.results import RunResult, finite
 
-_LATENCIES = (("ttft_s", "time to first token"), ("tpot_s", "time per output token"), ("latency_s", "latency"))
+_LATENCIES = (
+    ("ttft_s", "time to first token"),
+    ("tpot_s", "time per output token"),
+    ("itl_s", "inter-token latency"),
+    ("latency_s", "latency"),
+)
 
 
 def as_text(result: RunResult, ready: bool = True) -> str:
@@ -22,24 +27,23 @@ def as_text(result: RunResult, ready: bool = True) -> str:
         lines += ["", *compliance_lines(compliance)]
     if len(result["replicas"]) > 1:
         lines += ["", *replica_lines(result["replicas"])]
-    if result["retries"]:
-        lines.append(f"  {result['retries']} queries were served again elsewhere after a failure")
-    if result["client_limited"]:
-        lines.append("  ! the harness itself was in the way (client_limited): give it a core, or fewer queries")
-    if resumed := result.content.get("resumed"):
-        lines.append(f"  {resumed:,} answers were taken over from a test that was interrupted")
-    if (result.folder / JOURNAL).exists():
-        lines.append(
-            f"  the answers so far are kept: --mode accuracy --resume --output-dir {result.folder} finishes them for a "
-            "look; a submission needs a whole run"
-        )
+    lines += [f"  {remark}" for remark in remarks(result)]
     lines += ["", readiness(result)] if ready else []
     lines.append(f"Files: {result.folder}/")
     return "\n".join(lines)
 
 
 def headline(result: RunResult) -> str:
-    what = f"{result['benchmark']} · {result['scenario']} · {result.content.get('audit') or result['mode']}"
+    return f"{what(result)}: {verdict(result)}"
+
+
+def what(result: RunResult) -> str:
+    cap = result.content.get("config", {}).get("concurrency")
+    loop = f" · closed loop of {cap}" if cap is not None else ""
+    return f"{result['benchmark']} · {result['scenario']} · {result.content.get('audit') or result['mode']}{loop}"
+
+
+def verdict(result: RunResult) -> str:
     word = "VALID" if result["valid"] else "NOT VALID"
     if result["status"] != "complete":
         word += f" ({result['status']})"
@@ -48,7 +52,24 @@ def headline(result: RunResult) -> str:
         word += f", {compliance['test']} FAILED"
     elif result["valid"] and result["mode"] == "accuracy" and result["accuracy"]["passed"] is False:
         word += ", accuracy FAILED"
-    return f"{what}: {word}"
+    return word
+
+
+def remarks(result: RunResult) -> list[str]:
+    """What a reader of the figures must know beside them."""
+    lines = []
+    if result["retries"]:
+        lines.append(f"{result['retries']} queries were served again elsewhere after a failure")
+    if result["client_limited"]:
+        lines.append("! the harness itself was in the way (client_limited): give it a core, or fewer queries")
+    if resumed := result.content.get("resumed"):
+        lines.append(f"{resumed:,} answers were taken over from a test that was interrupted")
+    if (result.folder / JOURNAL).exists():
+        lines.append(
+            f"the answers so far are kept: --mode accuracy --resume --output-dir {result.folder} finishes them for a "
+            "look; a submission needs a whole run"
+        )
+    return lines
 
 
 def figures(metrics: Mapping[str, Any], answered: int, duration: float) -> list[str]:
@@ -56,7 +77,7 @@ def figures(metrics: Mapping[str, Any], answered: int, duration: float) -> list[
         f"  {metrics['samples_per_second']:,.2f} samples/s   {metrics['tokens_per_second']:,.1f} tokens/s   "
         f"({answered:,} answered in {duration:,.1f} s; figures by {metrics['source']})"
     ]
-    table = [(title, metrics[key]) for key, title in _LATENCIES if metrics[key]]
+    table = [(title, metrics[key]) for key, title in _LATENCIES if metrics.get(key)]
     if table:
         lines.append(f"  {'':<24}{'mean':>10}{'p50':>10}{'p90':>10}{'p99':>10}{'p99.9':>10}{'max':>10}")
     for title, values in table:

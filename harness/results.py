@@ -43,6 +43,9 @@ _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
 SERVED = {"generation_config", "override_generation_config", "hf_overrides", "quantization", "logits_processors"}
 """Engine arguments that change answers and stand in no other field."""
 
+# Of so many tokens the time since the one before must be known to speak of inter-token latency.
+_KNOWN_SHARE = 0.5
+
 # Beyond these the harness itself is in the way.
 _LAG_SHARE = 0.05
 _BUSY_SHARE = 0.90
@@ -77,7 +80,11 @@ class Replica:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the SUT counted and the harness measured in one test; times in seconds."""
+    """What the SUT counted and the harness measured in one test; times in seconds.
+
+    `started_at` is the first callback in Unix seconds, from which samples.parquet counts `issued_s`; None if LoadGen
+    never called. By it the timelines of several processes can be joined.
+    """
 
     status: str
     stopped_by: str | None
@@ -95,6 +102,9 @@ class Facts:
     late: int = 0
     loop_lags: Sequence[float] = ()
     respond_times: Sequence[float] = ()
+    started_at: float | None = None
+    gaps: Sequence[float] | None = None
+    """Seconds between two tokens that came in frames of their own; None if frames may hold more of them."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +218,7 @@ def _read(folder: Path) -> Any:
         return json.loads(path.read_text())
     except OSError as error:
         raise SetupError(f"{folder} holds no finished result: cannot read {path.name}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SetupError(f"{path} is not valid JSON: {error}.") from error
 
 
@@ -348,6 +358,10 @@ def not_ready_reasons(
         if config.audit.distinct:
             fixed["performance_sample_count_override"] = config.audit.samples
     reasons += [f"the benchmark's {text}" for text in reported_differences(fixed, scenario, log.values)]
+    if config.concurrency is not None:
+        reasons.append(
+            f"it is a closed loop: at most {config.concurrency} queries in flight, latencies from each query's release"
+        )
     if config.generation != row.generation_in(config.mode):
         reasons.append("answers are not made as the benchmark asks")
     if config.engine_arg.get("enable_prefix_caching"):
@@ -400,9 +414,14 @@ def is_local(url: str) -> bool:
 # -- metrics ----------------------------------------------------------------------------------------------------------
 
 
-def metrics(log: Log, recorder: Recorder, duration: float) -> dict[str, Any]:
-    """LoadGen's official figures where its log has them, else the harness's own (`source` says which). Seconds."""
+def metrics(log: Log, recorder: Recorder, duration: float, closed: bool = False) -> dict[str, Any]:
+    """LoadGen's official figures where its log has them, else the harness's own (`source` says which). Seconds.
+
+    In a closed loop they are the harness's: LoadGen issues all queries at once, and counts from there.
+    """
     own, values = _own_metrics(recorder, duration), log.values
+    if closed:
+        return own
     latency = _logged(values, "result_{}_latency_ns", "result_{:.2f}_percentile_latency_ns")
     if not latency:
         return own
@@ -462,13 +481,24 @@ def summarise(values: npt.NDArray[np.float64]) -> dict[str, float]:
     return {"mean": float(values.mean()), **named, "max": float(values.max())}
 
 
-def overhead(log: Log, recorder: Recorder, facts: Facts) -> dict[str, float | None]:
-    """What the harness itself cost. `schedule_lag_s`: LoadGen counts from the scheduled time, we from its callback."""
+def inter_token(recorder: Recorder, gaps: Sequence[float] | None) -> dict[str, Any]:
+    """Time between two tokens of an answer, all answers together (`itl_s`), and of which share of them it is known:
+    that of tokens whose frames held no other. Empty where it is known of few: the client of remote replicas gathers
+    frames before it looks at them."""
+    between = int(np.maximum(recorder.column("output_tokens")[recorder.good()] - 1, 0).sum())
+    if not gaps or len(gaps) < _KNOWN_SHARE * between:
+        return {}
+    return {"itl_s": summarise(np.asarray(gaps)), "itl_known_share": min(1.0, len(gaps) / max(between, 1))}
+
+
+def overhead(log: Log, recorder: Recorder, facts: Facts, scheduled: bool = True) -> dict[str, float | None]:
+    """What the harness itself cost. `schedule_lag_s`: LoadGen counts from the scheduled time, we from its callback;
+    in a closed loop there is no schedule."""
     lag = None
     for ours, theirs in (("ttft_s", "result_first_token_mean_latency_ns"), ("latency_s", "result_mean_latency_ns")):
         column = recorder.column(ours)
         column = column[np.isfinite(column)]
-        if theirs in log.values and len(column):
+        if scheduled and theirs in log.values and len(column):
             lag = float(log.values[theirs]) / 1e9 - float(column.mean())
             break
     return {
@@ -523,10 +553,11 @@ def conclude(
     """Bring everything known about a test to one result."""
     log = read_detail(config.output_dir / DETAIL)
     reasons = invalid_reasons(config, facts, log, answered, total)
-    figures = metrics(log, recorder, facts.duration)
+    closed = config.concurrency is not None
+    figures = metrics(log, recorder, facts.duration, closed) | inter_token(recorder, facts.gaps)
     if facts.failures and figures["source"] == "loadgen":
         figures["source"] = "loadgen, failed queries included"
-    cost = overhead(log, recorder, facts)
+    cost = overhead(log, recorder, facts, scheduled=not closed)
     limited = is_client_limited(cost, figures)
     engines = environment["engines"]
     unready = not_ready_reasons(
@@ -546,6 +577,7 @@ def conclude(
         "mode": config.mode,
         "benchmark": config.benchmark,
         "queries": facts.completed,
+        "started_at": facts.started_at,
         "duration_s": facts.duration,
         "metrics": figures,
         "accuracy": accuracy,

@@ -10,6 +10,7 @@ import gc
 import signal
 import threading
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ from harness.progress import Progress
 from harness.recorder import Recorder
 from harness.results import Facts, RunResult
 from harness.tables import REFERENCE
+from harness.tally import Tally
 from harness.telemetry import Telemetry
 from sut.backends import Plan, make_backends
 from sut.dispatch import Books, Replica
@@ -38,7 +40,7 @@ from sut.sut import SUT
 from sut.work import Work
 
 if TYPE_CHECKING:
-    from harness.loadgen import Run
+    from harness.loadgen import Bridge, Run
 
 POLL = 0.1
 """Seconds between two looks at a running test."""
@@ -167,6 +169,7 @@ def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
         ca_file=Path(config.ca_file) if config.ca_file else None,
         insecure=config.insecure,
         ready_timeout=config.ready_timeout,
+        ray_address=config.ray_address,
         tokens_now=config.mode != "performance",
         gauges=not config.no_telemetry,
         codec=tokenizer,
@@ -176,10 +179,13 @@ def make_sut(config: RunConfig, tokenizer: Tokenizer) -> SUT:
     bounded = config.backend == "remote" and not config.stream
     caps = [config.max_in_flight or (backend.capacity if bounded else None) for backend in backends]
     replicas = [Replica(f"{config.backend}-{i}", *pair) for i, pair in enumerate(zip(backends, caps, strict=True))]
+    return SUT(replicas, config.dispatch, deadlines_of(config), resilient=config.failure_policy == "resilient")
+
+
+def deadlines_of(config: RunConfig) -> Deadlines:
     # A vLLM engine whose frames are as few as can be says nothing between an answer's first token and its end.
     frames = config.backend == "echo" or config.stream_interval is not None
-    deadlines = Deadlines(config.first_token_timeout, config.stall_timeout, config.request_timeout, each=frames)
-    return SUT(replicas, config.dispatch, deadlines, resilient=config.failure_policy == "resilient")
+    return Deadlines(config.first_token_timeout, config.stall_timeout, config.request_timeout, each=frames)
 
 
 def take_up(config: RunConfig, samples: Samples) -> Journal:
@@ -191,7 +197,7 @@ def take_up(config: RunConfig, samples: Samples) -> Journal:
 
 
 HARMLESS = {"max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "slots", "ttft", "tpot", "jitter"}
-HARMLESS |= {"slowdown", "fault", "fault_every", "fault_replica", "down"}
+HARMLESS |= {"prefill", "slowdown", "fault", "fault_every", "fault_replica", "down"}
 """Engine arguments that change how quickly answers come, and not what they are."""
 
 
@@ -213,11 +219,16 @@ def journal_head(config: RunConfig, samples: Samples) -> dict[str, Any]:
 
 
 def run_test(
-    config: RunConfig, system: System, progress: Progress, proven: Mapping[str, Any] | None = None
+    config: RunConfig,
+    system: System,
+    progress: Progress,
+    proven: Mapping[str, Any] | None = None,
+    tally: Tally | None = None,
 ) -> RunResult:
     """Run one LoadGen test on a SUT that is up, and save its result; only waiting and scoring can be interrupted.
 
-    `proven` is the accuracy that another test on the same SUT has shown, for one that shows none by itself.
+    `proven` is the accuracy that another test on the same SUT has shown, for one that shows none by itself. With a
+    `tally` a test is brought to an end as soon as it cannot be VALID any more.
     """
     # A stray audit.config is never picked up, but a submitter should know that it lies there.
     stray_audit = Path("audit.config").exists() and config.audit_config is None
@@ -230,7 +241,7 @@ def run_test(
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with telemetry:
-            facts = drive_loadgen(config, system, recorder, progress, journal, telemetry)
+            facts = drive_loadgen(config, system, recorder, progress, journal, telemetry, tally)
         scores: dict[str, Any] = dict(proven or {"passed": None, "why": why_unscored(config, facts)})
         answered = None
         if config.mode == "accuracy" and facts.status == "complete":
@@ -325,6 +336,7 @@ def drive_loadgen(
     progress: Progress,
     journal: Journal | None,
     telemetry: Telemetry,
+    tally: Tally | None = None,
 ) -> Facts:
     """One StartTest from beginning to end, or to the moment it is stopped; leaves with signals ignored."""
     from harness import loadgen
@@ -334,10 +346,12 @@ def drive_loadgen(
     override = config.settings.get("performance_sample_count_override", config.row.performance_samples)
     loaded = min(len(samples), int(override))
     sut.prepare(samples.prompts)
-    bridge = loadgen.Bridge(recorder, journal)
+    bridge = loadgen.Bridge(recorder, journal, config.loadgen_scenario != "Offline", tally)
     known = journal.known if journal is not None else {}
-    pulse = telemetry.pulse if telemetry.on else None
-    sut.begin(Work(samples.prompt, config.stream, config.generation.max_tokens, bridge, known, pulse))
+    gaps = array("d") if config.stream and config.stream_interval == 1 else None
+    pulse, most = telemetry.pulse if telemetry.on else None, config.generation.max_tokens
+    own = deadlines_of(config)
+    sut.begin(Work(samples.prompt, config.stream, most, bridge, known, config.concurrency, gaps, pulse, own))
     audit = folder / AUDIT_FILE if config.audit_text is not None else None
     test = loadgen.Run(sut.issue, settings, len(samples), loaded, folder, audit)
     telemetry.await_ready()
@@ -346,6 +360,8 @@ def drive_loadgen(
     cpu = time.process_time()
     try:
         test.start()
+        if tally is not None:
+            watch_hopes(test, sut, tally, bridge, config, progress)
         status, stopped_by = watch(test, sut, config, len(samples), progress)
         ignore_signals()
     except KeyboardInterrupt as reason:
@@ -362,6 +378,8 @@ def drive_loadgen(
 def watch(test: Run, sut: SUT, config: RunConfig, samples: int, progress: Progress) -> tuple[str, str | None]:
     """Wait for the end of a test; (status, what stopped it)."""
     title, expected = f"{config.scenario} {config.mode}", expected_queries(config, samples)
+    if config.concurrency is not None:
+        title += f", closed loop of {config.concurrency}"
     while not test.done.wait(POLL):
         progress.update(title, sut.counts(), expected)
         if sut.aborted is not None:
@@ -371,6 +389,22 @@ def watch(test: Run, sut: SUT, config: RunConfig, samples: int, progress: Progre
     if test.error is not None:
         sut.abandon(f"LoadGen ended with {type(test.error).__name__}: {test.error}.")
     return ("complete", None) if sut.aborted is None else ("aborted", sut.aborted)
+
+
+def watch_hopes(test: Run, sut: SUT, tally: Tally, bridge: Bridge, config: RunConfig, progress: Progress) -> None:
+    """Wait for the end of a test that may turn out to be hopeless, and then see to it that it ends: LoadGen, which
+    cannot be told to stop, stops when too many queries are outstanding."""
+    title = f"{config.scenario} at {config.settings['target_qps']:g} queries/s"
+    while not test.done.wait(POLL) and sut.aborted is None and (why := tally.hopeless()) is None:
+        progress.update(title, sut.counts(), None)
+    if test.done.is_set() or sut.aborted is not None:
+        return
+    sut.run(bridge.hold())
+    while not test.issued.wait(POLL):
+        progress.update(f"{title}, hopeless", sut.counts(), None)
+    sut.run(sut.cut(f"the test was hopeless: {why}"))
+    sut.run(bridge.release())
+    test.done.wait()
 
 
 def gather_facts(
@@ -407,6 +441,8 @@ def gather_facts(
         process_cpu=time.process_time() - cpu,
         loop_lags=work.loop_lags,
         respond_times=work.respond_times,
+        started_at=time.time() - (time.perf_counter() - work.began) if work.began else None,
+        gaps=work.gaps,
     )
 
 
@@ -421,6 +457,8 @@ def expected_queries(config: RunConfig, samples: int) -> int | None:
     settings = config.settings
     duration, rate = settings.get("min_duration", 600_000) / 1000, settings.get("target_qps", 1.0)
     count = max(int(settings.get("min_query_count", 100)), int(1.1 * duration * rate))
+    if not settings.get("sample_concatenate_permutation", 1):
+        return count
     loaded = int(settings.get("performance_sample_count_override", config.row.performance_samples))
     return -(-count // loaded) * loaded  # whole passes over the loaded samples
 

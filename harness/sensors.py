@@ -1,9 +1,9 @@
 """What happens around a test, read once a second by a process of its own: servers' /metrics, devices, this machine.
 
 A process, because reading takes time and Python: 200 pages of 100 kB a second would hold the interpreter's lock for 8 %
-of the time, and the SUT's loop would wait for it (scripts/bench_telemetry.py --sensors). Nothing flows back while a test
-runs: readings are lines of a file without a name, which is read when the test has ended. A server that hangs, or sends
-anything but metrics, costs this process its patience and nobody else's.
+of the time, and the SUT's loop would wait for it (scripts/bench_telemetry.py --sensors). Nothing flows back while a
+test runs: readings are lines of a file without a name, which is read when the test has ended. A server that hangs, or
+sends anything but metrics, costs this process its patience and nobody else's.
 
 This file is also that process's program, `python sensors.py FD`: what to read comes as one line of JSON on stdin, whose
 end is the end of reading; `ready` goes to stdout after the first round. A line of the file FD is [source, seconds of

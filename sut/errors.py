@@ -12,6 +12,7 @@ SutError
     ├── Malformed        bytes that are no answer: bad HTTP, bad JSON, a frame or body beyond all limits
     ├── ErrorFrame       an error inside an answer that had begun well
     ├── BadFinish        the answer ended for another reason than `stop` or `length`
+    ├── CutShort         the answer ended for `length` before it was as long as was asked for
     ├── NoTokens         a finished answer without a token
     ├── OneToken         a finished answer of one token: LoadGen has no time per output token for it
     ├── Miscounted       another first token, or another number of tokens, than the replica has said
@@ -43,11 +44,16 @@ class SetupError(SutError):
 class QueryFailed(SutError):
     """One query without a right answer.
 
-    `kind` is its name in results; `elsewhere` says whether another replica may do better.
+    `kind` is its name in results; `elsewhere` says whether another replica may do better. `status` is the HTTP status
+    with which a replica said so, None where there was none.
     """
 
     kind: ClassVar[str] = "failed"
     elsewhere: ClassVar[bool] = False
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class Rejected(QueryFailed):
@@ -60,8 +66,8 @@ class Busy(QueryFailed):
     kind = "busy"
     elsewhere = True
 
-    def __init__(self, text: str, pause: float = 1.0) -> None:
-        super().__init__(text)
+    def __init__(self, text: str, pause: float = 1.0, status: int | None = None) -> None:
+        super().__init__(text, status)
         self.pause = pause
 
 
@@ -92,6 +98,12 @@ class ErrorFrame(QueryFailed):
 
 class BadFinish(QueryFailed):
     kind = "bad_finish"
+
+
+class CutShort(QueryFailed):
+    """As an engine does whose context is full."""
+
+    kind = "cut_short"
 
 
 class NoTokens(QueryFailed):

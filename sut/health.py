@@ -8,7 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sut.dispatch import Replica
-from sut.errors import BadFinish, FirstTokenLate, Miscounted, NoTokens, OneToken, QueryFailed, Stalled, TimedOut
+from sut.errors import (
+    BadFinish,
+    CutShort,
+    FirstTokenLate,
+    Miscounted,
+    NoTokens,
+    OneToken,
+    QueryFailed,
+    Stalled,
+    TimedOut,
+)
 from sut.query import Outcome, Query
 
 SWEEP_INTERVAL = 0.25
@@ -61,7 +71,7 @@ def judge(flight: Flight, outcome: Outcome) -> QueryFailed | None:
     if outcome.count == 1:
         return OneToken("the answer has one token, which LoadGen counts as an error")
     if outcome.finish_reason == "length" and outcome.count < most:
-        return BadFinish(f"the answer was cut off after {outcome.count} tokens, and {most} were asked for")
+        return CutShort(f"the answer was cut off after {outcome.count} tokens, and {most} were asked for")
     if flight.query.stream and outcome.text is None and flight.first_id != outcome.tokens[0]:
         return Miscounted("the answer does not begin with the first token that was reported")
     return None

@@ -24,7 +24,8 @@ class Query:
 
     `id` is LoadGen's response id: a pointer, valid only in the process and the test that issued it. `prompt` is a view
     of int32 token ids, shape (prompt tokens,). `stream` asks for the first token as soon as it is there. `issued` is
-    the moment of LoadGen's callback, in seconds of `time.perf_counter`.
+    the moment of LoadGen's callback, in seconds of `time.perf_counter`; `released`, in a closed loop, that at which its
+    place came free: what it waited before that is no latency of any replica.
     """
 
     id: int
@@ -33,6 +34,7 @@ class Query:
     stream: bool
     max_tokens: int
     issued: float
+    released: float = 0.0
 
 
 @dataclass(slots=True, eq=False)

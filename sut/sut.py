@@ -81,7 +81,8 @@ class SUT:
         self.aborted: str | None = None
         self._dispatch = dispatch
         self._policy: Policy = make_policy(dispatch, self.replicas)
-        self._deadlines = deadlines or Deadlines()
+        self._caps = [replica.cap for replica in self.replicas]
+        self._usual = self._deadlines = deadlines or Deadlines()
         self._resilient = resilient
         self._sinks = {replica: ReplicaSink(self, replica) for replica in self.replicas}
         self._flights: dict[int, Flight] = {}
@@ -93,6 +94,10 @@ class SUT:
         self._freed: list[Replica] = []
         self._moved = 0.0
         self._work: Work | None = None
+        # A closed loop: how many queries may be out at once, and how many are: released and not ended.
+        self._places: int | None = None
+        self._out = 0
+        self._gaps: array[float] | None = None
         self._loop = uvloop.new_event_loop()
         self._loop.set_exception_handler(self._crashed)
         self._thread = threading.Thread(target=self._loop.run_forever, name="sut-loop", daemon=True)
@@ -143,9 +148,6 @@ class SUT:
         finally:
             for start in starts:
                 start.cancel()
-        if self._dispatch == "pull":
-            for replica in self.replicas:
-                replica.cap = replica.cap or replica.backend.capacity
 
     async def _stop_replicas(self) -> None:
         await asyncio.gather(*(replica.backend.stop() for replica in self.replicas))
@@ -167,12 +169,19 @@ class SUT:
 
     async def _begin(self, work: Work) -> None:
         self._work = work
+        self._deadlines = work.deadlines or self._usual
         self.aborted = None
         self._feel_lag(work, perf_counter())
-        for replica in self.replicas:
+        self._places, self._out, self._gaps = work.concurrency, 0, work.gaps
+        for replica, cap in zip(self.replicas, self._caps, strict=True):
+            replica.cap = cap if self._dispatch != "pull" else cap or self._pulled(replica, work)
             replica.books = Books(ejected_at=None if replica.ejected is None else perf_counter())
         if not self._any_live():
             self._give_up(f"no replica is left: {self.replicas[-1].ejected}")
+
+    def _pulled(self, replica: Replica, work: Work) -> int:
+        """How much a pulling replica takes: what it works on and as much again, or more if a closed loop asks more."""
+        return max(replica.backend.capacity, -(-(work.concurrency or 0) // len(self.replicas)))
 
     def issue(self, ids: list[int], indices: list[int]) -> None:
         """Take queries; called on LoadGen's thread, returns at once and never raises (a raise there is a segfault)."""
@@ -184,6 +193,12 @@ class SUT:
     def abandon(self, reason: str) -> None:
         """Answer all that is outstanding, and all that is still to come, as a failure; from another thread."""
         self.run(self._abandon(reason), LOOP_LIMIT)
+
+    async def cut(self, reason: str) -> None:
+        """Answer all that is outstanding as a failure, once nothing more is issued; the SUT is fit for another test."""
+        if self.aborted is None:
+            self._give_up(reason)
+            self.aborted = None
 
     def end(self) -> tuple[Work, list[Books]]:
         """Close the books of the test: copies of them, and of each replica's, that no late answer changes any more."""
@@ -200,6 +215,7 @@ class SUT:
         copy = replace(work, failures=Counter(work.failures), failed_on=Counter(work.failed_on))
         copy.retries = Counter(work.retries)
         copy.loop_lags, copy.respond_times = array("d", work.loop_lags), array("d", work.respond_times)
+        copy.gaps = None if work.gaps is None else array("d", work.gaps)
         return copy, [replace(replica.books) for replica in self.replicas]
 
     @property
@@ -268,9 +284,16 @@ class SUT:
         self._submit(batches)
 
     def _drain(self, batches: dict[Replica, list[Query]]) -> None:
-        """Take queries off the common queue, in order, while the policy finds a replica for them."""
-        while self._queue and (replica := self._policy.pick(self._queue[0])) is not None:
-            query = self._queue.popleft()
+        """Take queries off the common queue, in order, while the policy finds a replica for them and, in a closed loop,
+        a place is free; one that has come back from a replica has its place already."""
+        queue, pick, places = self._queue, self._policy.pick, self._places
+        while queue and (places is None or self._out < places or queue[0].released):
+            if (replica := pick(queue[0])) is None:
+                break
+            query = queue.popleft()
+            if places is not None and not query.released:
+                query.released = perf_counter()
+                self._out += 1
             self._policy.started(replica, query)
             if replica.room > 0 and not replica.waiting:
                 self._depart(replica, query, batches)
@@ -331,10 +354,18 @@ class SUT:
     def _progress(self, replica: Replica, query: Query, tokens: int) -> None:
         flight = self._flights.get(query.id)
         if flight is not None and flight.replica is replica:
-            self._moved = flight.latest = perf_counter()
+            now = perf_counter()
             if tokens > flight.tokens:
+                if self._gaps is not None:
+                    self._note_gap(self._gaps, flight, tokens, now)
                 self._policy.progressed(replica, tokens - flight.tokens)
                 flight.tokens = tokens
+            self._moved = flight.latest = now
+
+    def _note_gap(self, gaps: array[float], flight: Flight, tokens: int, now: float) -> None:
+        """The time between two tokens, where each came in a frame of its own: of several in one, it is not known."""
+        if flight.tokens and tokens == flight.tokens + 1:
+            gaps.append(now - flight.latest)
 
     def _done(self, replica: Replica, query: Query, outcome: Outcome) -> None:
         flight = self._flights.get(query.id)
@@ -348,6 +379,8 @@ class SUT:
         outcome.sent, outcome.first_token, outcome.last_byte = flight.sent, flight.first_token, now
         self._leave(flight, outcome, now)
         if outcome.failure is None:
+            if self._gaps is not None:
+                self._note_gap(self._gaps, flight, outcome.count, now)
             self._end(query, outcome)
         else:
             self._failed(flight, outcome)
@@ -427,6 +460,8 @@ class SUT:
                 where = f" on replica {outcome.replica}" if outcome.replica else ""
                 work.first_failure = f"sample {query.index}{where}: {outcome.failure}"
         self._tried.pop(query.id, None)
+        if query.released:
+            self._out -= 1
         if not self._finished:
             self._loop.call_soon(self._flush)
         self._finished.append((query, outcome))
@@ -521,12 +556,12 @@ class SUT:
             self._bench(replica)
 
     def _bench(self, replica: Replica) -> None:
-        """No more work for a replica; what waits for it goes back to the common queue."""
+        """No more work for a replica; what waits for it goes back to the head of the common queue."""
         replica.serving = False
         self._policy.eject(replica)
         for query in replica.waiting:
             self._policy.finished(replica, query, 0)
-        self._queue.extend(replica.waiting)
+        self._queue.extendleft(reversed(replica.waiting))
         replica.waiting.clear()
 
     def _admit(self, replica: Replica) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from sut.health import Deadlines
 from sut.query import Outcome, Query, Tokens
 
 
@@ -28,8 +29,11 @@ class Responder(Protocol):
 class Work:
     """What one test asks of the SUT: the prompts by sample index, how to answer, and who hears of it; then its books.
     `known` are answers by sample index that an earlier part of the same test has brought, and that nobody is asked for.
+    `concurrency` makes it a closed loop: so many queries at once, the next is released as one ends. `gaps`, if there is
+    such an array, takes the seconds between two frames of an answer that brought one token each.
     `pulse` is called on the loop with this work and the moment: at the first callback, each second from then on, and
     once more at the end.
+    `deadlines` are the test's own; None: the SUT's.
 
     `began` and `ended` are the first callback and the end of the last answer, `cpu_*` the CPU time of the loop then.
     `failures` and `retries` count by kind, `failed_on` the failures for good by replica. `loop_lags` are how late a
@@ -42,7 +46,10 @@ class Work:
     max_tokens: int
     responder: Responder
     known: Mapping[int, Tokens] = field(default_factory=dict)
+    concurrency: int | None = None
+    gaps: array[float] | None = None
     pulse: Callable[[Work, float], None] | None = None
+    deadlines: Deadlines | None = None
     began: float = 0.0
     ended: float = 0.0
     cpu_began: float = 0.0

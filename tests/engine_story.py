@@ -36,6 +36,14 @@ def rows_file(folder: Path) -> Path:
     return path
 
 
+def passes_conf(folder: Path) -> Path:
+    """Whole passes over the samples, which a closed loop would not make: LoadGen keeps this of the process's first
+    test."""
+    path = folder / "passes.conf"
+    path.write_text("demo.Offline.sample_concatenate_permutation = 1\n")
+    return path
+
+
 def zeroed_model(folder: Path, share: float = 0.05) -> Path:
     """The demo's model with a share of its weights, spread evenly, set to zero."""
     import torch
@@ -65,13 +73,15 @@ def run_all(plans: list[dict[str, Any]], first: RunConfig) -> None:
 
 
 def offline(folder: Path) -> None:
-    """Two replicas: accuracy, performance, raw rows; then a model with zeroed weights."""
+    """Two replicas: accuracy, performance, raw rows, those in a closed loop; then a model with zeroed weights."""
     common = {"scenario": "Offline", "replicas": 2}
     rows = {**common, "dataset": str(rows_file(folder))}
+    closed = {**rows, "concurrency": 3, "min_queries": 12, "user_conf": passes_conf(folder)}
     plans = [
         {**common, "mode": "accuracy", "output_dir": folder / "accuracy"},
         {**common, "output_dir": folder / "performance"},
         {**rows, "output_dir": folder / "rows"},
+        {**closed, "output_dir": folder / "closed"},
     ]
     run_all(plans, resolve(**common, output_dir=folder / "engines"))
     zeroed = {"scenario": "Offline", "model": str(zeroed_model(folder)), "engine_arg": {"dtype": "float32"}}

@@ -45,7 +45,7 @@ ALL = 1 << 30
 
 FAULTS = {
     # Instead of an answer.
-    **{str(code): f"HTTP {code} with a JSON error" for code in (400, 401, 404, 429, 500, 503)},
+    **{str(code): f"HTTP {code} with a JSON error" for code in (400, 401, 404, 413, 429, 500, 503)},
     "reset-early": "RST before any byte of the response",
     "close-early": "FIN before any byte of the response",
     "stall-before": "nothing at all, for ever",
@@ -129,6 +129,8 @@ class Script:
     fault: str = ""  # one of FAULTS
     fault_every: int = 1  # strikes each so-manieth generation request
     fault_after: int = 0  # generation requests exempt before the count begins
+    fault_beyond: int = 0  # strikes only prompts of more tokens
+    message: str = "a scripted fault"  # of a fault that is an HTTP status
     armed: bool = True  # faults strike
     oversize: int = 32_000_000  # bytes of the fault "oversized"
     retry_after: float | None = None  # Retry-After of 429 and 503
@@ -201,6 +203,11 @@ def understand(script: Script, path: str, body: bytes) -> Ask:
         ids=bool(request.get("return_token_ids")),
         usage=bool((request.get("stream_options") or {}).get("include_usage")),
     )
+
+
+def longest(script: Script, path: str, body: bytes) -> int:
+    """Tokens of the longest prompt of a request."""
+    return max(len(prompt) for prompt in understand(script, path, body).prompts)
 
 
 NUMBERS = re.compile(rb'"(max_tokens|max_new_tokens|stream_interval)":\s*(\d+)')
@@ -630,8 +637,11 @@ class Server:
 
     def wire(self, path: str, body: bytes, fault: str) -> Wire:
         """The response to a generation request. Raises Refused."""
+        if fault and self.script.fault_beyond and longest(self.script, path, body) <= self.script.fault_beyond:
+            self.truth.faults -= 1
+            fault = ""
         if fault.isdigit():
-            raise Refused(int(fault), "a scripted fault")
+            raise Refused(int(fault), self.script.message)
         if not self.script.fast or fault:
             return make_wire(self.script, understand(self.script, path, body), fault)
         skimmed = skim(path, body)

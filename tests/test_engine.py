@@ -63,6 +63,14 @@ def test_server_performance_is_valid_without_an_error_line(server: Path) -> None
     assert result["metrics"]["tpot_s"]["p99"] < 0.2
 
 
+def test_a_closed_loop_streams_and_is_valid_in_offline(offline: Path) -> None:
+    result = load(offline / "closed")
+    assert (result["valid"], error_lines(offline / "closed"), result["queries"]) == (True, (), 12)
+    metrics = result["metrics"]
+    assert metrics["source"] == "harness"
+    assert 0 < metrics["ttft_s"]["p50"] < metrics["latency_s"]["p50"]
+
+
 def test_two_replicas_share_the_work(offline: Path) -> None:
     shares = [replica["tokens"] for replica in load(offline / "performance")["replicas"]]
     assert len(shares) == 2

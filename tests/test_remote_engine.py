@@ -161,6 +161,24 @@ def test_the_accuracy_is_that_of_engines_in_process(up: list[Process], tmp_path:
     assert (scores["rouge1"], scores["rouge2"], scores["rougeL"]) == (88.24, 83.6907, 87.5542), "to the last digit"
 
 
+def test_the_context_study_finds_the_exact_length_of_a_real_server(up: list[Process], tmp_path: Path) -> None:
+    """vLLM refuses a prompt longer than its context with HTTP 400, and cuts short the answer to one that just fits."""
+    out = tmp_path / "out"
+    words = ["context", "--endpoint", up[0].url, "--lengths", "4000,9000", "--repeats", "2", "--output-dir", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *words, "--quiet"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((out / "findings.json").read_text())
+    (answer,) = found["summary"]
+    assert (answer["prompt_tokens"], answer["total_tokens"], answer["exact"]) == (8160, 8192, True)
+    assert (answer["edge"], answer["context_said"]) == ("cut short", 8192)
+    refused = json.loads(next((out / "points").glob("*-asks-9000/point.json")).read_text())
+    assert (refused["edge"], refused["status"]) == ("refused", 400)
+    assert [row["prompt_tokens"] for row in found["rows"] if row.get("ttft_s")] == [4000, 8160]
+    assert answer["kv_cache_tokens"] > 8192
+
+
 def test_a_killed_replica_is_ejected_and_its_queries_move_on(up: list[Process], tmp_path: Path) -> None:
     """Then it is started again, comes back by answering a prompt, and gets work."""
     out = tmp_path / "out"

@@ -288,6 +288,13 @@ def test_when_faults_strike() -> None:
         assert [call(stub, GENERATE, ASK)[0].status for _ in range(3)] == [200, 200, 500]
 
 
+def test_a_fault_may_strike_long_prompts_only() -> None:
+    with Stub(Script(fault="413", fault_beyond=4, message="too large")) as stub:
+        assert call(stub, GENERATE, ASK | {"token_ids": [5] * 4})[0].status == 200
+        response, error = call(stub, GENERATE, ASK | {"token_ids": [5] * 5})
+        assert (response.status, error["error"]["message"], stub.truth()["faults"]) == (413, "too large", 1)
+
+
 # -- connections and life ---------------------------------------------------------------------------------------------
 
 

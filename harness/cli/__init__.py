@@ -17,10 +17,18 @@ import click
 
 from harness import __version__
 from harness.cli.accuracy import accuracy
+from harness.cli.compare import compare
 from harness.cli.compliance import compliance
+from harness.cli.context import context
 from harness.cli.dataset import dataset
+from harness.cli.fleet import fleet, fleet_member
+from harness.cli.layouts import layouts
+from harness.cli.peak import peak
+from harness.cli.report import report
 from harness.cli.run import run
 from harness.cli.submission import submission
+from harness.cli.sweep import sweep
+from harness.cli.track import track
 
 USAGE, SETUP, INTERRUPTED = 2, 3, 130
 
@@ -47,7 +55,22 @@ def cli() -> None:
     """
 
 
-for command in (run, dataset, accuracy, compliance, submission):
+for command in (
+    run,
+    dataset,
+    accuracy,
+    compliance,
+    submission,
+    peak,
+    sweep,
+    context,
+    compare,
+    report,
+    track,
+    layouts,
+    fleet,
+    fleet_member,
+):
     cli.add_command(command)
 
 

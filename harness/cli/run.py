@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from sut.errors import SetupError
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -62,7 +64,8 @@ _OPTIONS = [
     click.option("--dataset", help="JSONL, JSON, parquet, MLCommons' pickle or a hub id; raw rows or processed.  "
                                    "[default: the benchmark's]"),
     click.option("--audit-dataset", help="The samples of gpt-oss-120b's TEST07, in submission mode."),
-    click.option("--backend", help="vllm (in this process), remote (behind HTTP) or echo (simulator).  "
+    click.option("--backend", help="vllm (in this process), ray (on a Ray cluster), remote (behind HTTP) or echo "
+                                   "(simulator).  "
                                    "[default: remote with --endpoint or --serve, else vllm]"),
     click.option("--replicas", type=COUNT, help="Engines or servers to start.  [default: 1]"),
     click.option("--serve", is_flag=True, help="Start that many `vllm serve` here, use them, stop them."),
@@ -75,16 +78,22 @@ _OPTIONS = [
     click.option("--insecure", is_flag=True, help="Do not verify certificates; recorded in the result."),
     click.option("--ready-timeout", type=SECONDS, default=1800.0, show_default=True,
                  help="Seconds that --serve waits for its servers."),
+    click.option("--ray-address", metavar="ADDRESS",
+                 help="auto (the cluster this machine belongs to), local (one started here), HOST:PORT.  "
+                      "[default: auto]"),
     click.option("--engine-arg", multiple=True, callback=engine_arguments, metavar="K=V",
                  help="For the engine, such as max_num_seqs=64; may be repeated."),
     click.option("--engine-env", multiple=True, callback=pairs, metavar="K=V",
                  help="Environment variable of the engine; may be repeated."),
     click.option("--dispatch", default="auto", show_default=True,
-                 help="auto (pull in Offline, else round-robin), pull, round-robin, least-outstanding, least-tokens, "
-                      "power-of-two."),
+                 help="auto (pull in Offline, least-outstanding in a closed loop, else round-robin), pull, "
+                      "round-robin, least-outstanding, least-tokens, power-of-two."),
     click.option("--max-in-flight", type=COUNT, help="Queries in flight per replica; further ones wait for it."),
+    click.option("--concurrency", type=COUNT, metavar="N",
+                 help="Offline as a closed loop: N queries in flight in all, latencies from each one's release."),
     click.option("--stream-interval", callback=interval,
-                 help="Tokens per frame after the first.  [default: auto, as few frames as can be]"),
+                 help="Tokens per frame after the first; 1 gives inter-token latencies of engines in this process.  "
+                      "[default: auto, as few frames as can be]"),
     click.option("--user-conf", type=EXISTING, help="LoadGen settings.  [default: the project's user.conf]"),
     click.option("--audit-config", type=EXISTING, help="LoadGen's audit file for a compliance run."),
     click.option("--target-qps", type=float,
@@ -126,8 +135,9 @@ def talk_options(command: F) -> F:
 
 @click.command()
 @run_options
+@click.option("--mlflow-uri", metavar="URI", help="Keep the result in this MLflow store too.")
 @talk_options
-def run(as_json: bool, quiet: bool, dry_run: bool, debug: bool, **options: Any) -> int:
+def run(as_json: bool, quiet: bool, dry_run: bool, debug: bool, mlflow_uri: str | None, **options: Any) -> int:
     """Run one LoadGen test.
 
     Exit code: 0 all good or no target, 2 usage, 3 set-up or not decided here, 4 not valid, 5 accuracy or compliance
@@ -142,7 +152,18 @@ def run(as_json: bool, quiet: bool, dry_run: bool, debug: bool, **options: Any) 
         click.echo(f"warning: {doubt}", err=True)
     if dry_run:
         return show_plan(config, samples, tokenizer, as_json)
-    return run_and_report(config, samples, tokenizer, as_json, quiet)
+    if mlflow_uri is None:
+        return run_and_report(config, samples, tokenizer, as_json, quiet)
+    from harness.tracking import keep_folder, open_store
+
+    store = open_store(mlflow_uri)  # before hours of work
+    code = run_and_report(config, samples, tokenizer, as_json, quiet)
+    try:
+        keep_folder(config.output_dir, store)
+    except SetupError as error:
+        click.echo(f"error: {error}", err=True)
+        return code or 3
+    return code
 
 
 def show_plan(config: Any, samples: Any, tokenizer: Any, as_json: bool) -> int:

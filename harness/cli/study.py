@@ -39,7 +39,7 @@ def study_options(*without: str, scenario: str | None = None) -> Callable[[F], F
 
 
 def numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """An option's callback: `1,2,4` as a tuple of positive numbers, in order; None and `auto` stay what they are."""
+    """An option's callback: `1,2,4` as a tuple of positive numbers, each once; None and `auto` stay what they are."""
 
     def read(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[Any, ...] | str | None:
         if text is None or text == "auto":
@@ -50,6 +50,8 @@ def numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Par
             raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,2,4.") from None
         if not all(0 < value < float("inf") for value in values):
             raise click.BadParameter(f"{text!r}: each number must be positive.")
+        if len(set(values)) < len(values):
+            raise click.BadParameter(f"{text!r} names a number twice: each once.")
         return values
 
     return read

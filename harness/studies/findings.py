@@ -28,10 +28,18 @@ class Column(NamedTuple):
         return self.form(value) if callable(self.form) else format(value, self.form)
 
 
+class Table(NamedTuple):
+    """Rows and how they are shown; they may hold more keys than the columns show."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class Findings:
     """`headline` answers the question in a sentence; `rows` hold more keys than the table's `columns` show; `notes`
-    are what a reader must know beside them; `extra` is what else findings.json holds."""
+    are what a reader must know beside them; `summary` is a short table before it, for an answer of several lines;
+    `extra` is what else findings.json holds."""
 
     study: str
     headline: str
@@ -40,11 +48,15 @@ class Findings:
     notes: Sequence[str] = ()
     figure: Spec | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    summary: Table | None = None
 
 
 def as_text(found: Findings) -> str:
-    """The headline, the table, the notes."""
-    lines = [found.headline, "", *table_lines(found.columns, found.rows)]
+    """The headline, the summary, the table, the notes."""
+    lines = [found.headline, ""]
+    if found.summary is not None:
+        lines += [*table_lines(*found.summary), ""]
+    lines += table_lines(found.columns, found.rows)
     if found.notes:
         lines += ["", *(f"  {note}" for note in found.notes)]
     return "\n".join(lines)
@@ -85,6 +97,7 @@ def as_json(found: Findings) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "study": found.study,
         "headline": found.headline,
+        **({"summary": [dict(row) for row in found.summary.rows]} if found.summary is not None else {}),
         "rows": [dict(row) for row in found.rows],
         "notes": list(found.notes),
         **found.extra,

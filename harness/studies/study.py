@@ -149,7 +149,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON object. Raises SetupError for a file that holds none."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SetupError(f"{path} cannot be read: {error}.") from error
     if not isinstance(content, dict):
         raise SetupError(f"{path} is damaged: it does not hold a JSON object.")

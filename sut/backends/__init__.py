@@ -45,6 +45,7 @@ class Plan:
     prompts travel in one request. `tokens_now` asks a replica that answers in text for token ids at once, not only for
     how many there were. The API key is in no plan: it stays in the environment.
 
+    `ray_address`: the Ray cluster, "auto" for the one that this machine belongs to.
     `gauges`: engines in this process keep count of what they are doing.
     """
 
@@ -68,6 +69,7 @@ class Plan:
     insecure: bool = False
     ready_timeout: float = 1800.0
     tokens_now: bool = False
+    ray_address: str | None = None
     gauges: bool = False
     codec: Codec | None = None
 
@@ -93,7 +95,13 @@ def _remote(plan: Plan) -> Sequence[Backend]:
     return make_replicas(plan)
 
 
-BACKENDS: dict[str, Factory] = {"vllm": _vllm, "remote": _remote, "echo": _echo}
+def _ray(plan: Plan) -> Sequence[Backend]:
+    from sut.backends.ray_engine import make_replicas
+
+    return make_replicas(plan)
+
+
+BACKENDS: dict[str, Factory] = {"vllm": _vllm, "remote": _remote, "ray": _ray, "echo": _echo}
 
 
 def make_backends(name: str, plan: Plan) -> Sequence[Backend]:

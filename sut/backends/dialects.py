@@ -241,7 +241,7 @@ def error_of(raw: bytes) -> QueryFailed:
         code = msgspec.json.decode(raw, type=ErrorCode, strict=False).code
     except UNREADABLE:
         code = None
-    return Rejected(text) if code is not None and 400 <= code < 500 and code != 429 else ErrorFrame(text)
+    return Rejected(text, code) if code is not None and 400 <= code < 500 and code != 429 else ErrorFrame(text, code)
 
 
 def refuse_error(frame: Any) -> None:

@@ -3,8 +3,9 @@
     python -m harness --scenario Server --backend echo --engine-arg slots=64 --engine-arg ttft=0.02 --engine-arg
     tpot=0.002
 
-A query waits for one of `slots`, gives its first token after `ttft` seconds and each further one after `tpot`. The
-answer is the prompt, repeated to the length asked for, as a real int32 array. Nothing here is random but by `seed`.
+A query waits for one of `slots`, gives its first token after `ttft` seconds and `prefill` more per token of its prompt,
+and each further one after `tpot`. The answer is the prompt, repeated to the length asked for, as a real int32 array.
+With `max_model_len`, prompt and answer together must not be longer. Nothing here is random but by `seed`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from sut.backend import Backend, Gauges, Sink
 from sut.backends import Plan, refuse_unknown
-from sut.errors import BackendError, ConfigError, ReplicaDied
+from sut.errors import BackendError, ConfigError, Rejected, ReplicaDied
 from sut.query import NO_TOKENS, Outcome, Query, Tokens
 
 END = 2  # the end-of-sequence id of the Llama-2 family and of the demo's tokenizer
@@ -49,6 +50,8 @@ class EchoOptions:
     slots: int = 64
     ttft: float = 0.0
     tpot: float = 0.0
+    prefill: float = 0.0
+    max_model_len: int = 0
     tokens: str = "32"
     jitter: float = 0.0
     seed: int = 0
@@ -87,6 +90,7 @@ class Echo:
         self._low, self._high = _token_range(options.tokens)
         slower = options.slowdown**index
         self._ttft, self._tpot = options.ttft * slower, options.tpot * slower
+        self._prefill = options.prefill * slower
         self._strikes = bool(options.fault) and options.fault_replica in (-1, index)
         self._seen = 0
         self._waiting: OrderedDict[int, tuple[Query, Sink]] = OrderedDict()
@@ -155,6 +159,11 @@ class Echo:
             return
         if fault == "error":
             sink.done(query, Outcome(NO_TOKENS, failure=BackendError("a scripted fault")))
+            return
+        total, limit = len(query.prompt) + query.max_tokens, self._options.max_model_len
+        if limit and total > limit:
+            refusal = Rejected(f"prompt and answer have {total} tokens together, and the context has {limit}")
+            sink.done(query, Outcome(NO_TOKENS, failure=refusal))
             return
         tokens = self._answer(query, fault)
         now = perf_counter()
@@ -239,10 +248,11 @@ class Echo:
     def _pace(self, query: Query) -> tuple[float, float]:
         """Seconds to the first token and per further token of this query."""
         jitter = self._options.jitter
+        ttft = self._ttft + self._prefill * len(query.prompt)
         if not jitter:
-            return self._ttft, self._tpot
+            return ttft, self._tpot
         noise = 1.0 + jitter * (2.0 * (_hash(self._options.seed + 1, query.index) % 10_000) / 10_000 - 1.0)
-        return self._ttft * noise, self._tpot * noise
+        return ttft * noise, self._tpot * noise
 
 
 def make_replicas(plan: Plan) -> Sequence[Backend]:
@@ -254,11 +264,12 @@ def make_replicas(plan: Plan) -> Sequence[Backend]:
     if (
         options.slots < 1
         or options.fault_every < 1
-        or min(options.ttft, options.tpot) < 0
+        or min(options.ttft, options.tpot, options.prefill, options.max_model_len) < 0
         or not 0 <= options.jitter < 1
     ):
         raise ConfigError(
-            "echo: slots and fault_every are at least 1, ttft and tpot not negative, jitter from 0 to below 1."
+            "echo: slots and fault_every are at least 1, ttft and tpot not negative, jitter from 0 to below 1, prefill "
+            "and max_model_len not negative."
         )
     if options.fault and options.fault not in FAULTS:
         raise ConfigError(f"echo: unknown fault {options.fault!r}: choose one of {', '.join(FAULTS)}.")

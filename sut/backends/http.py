@@ -536,8 +536,8 @@ def failure_of(status: int, body: bytes, retry_after: bytes | None) -> QueryFail
     """What an HTTP status other than 200 means for the queries of the request."""
     text = f"HTTP {status}: {message_of(body)}" if body.strip() else f"HTTP {status}"
     if status in (429, 503):
-        return Busy(text, pause_of(retry_after))
-    return ServerError(text) if status >= 500 else Rejected(text)
+        return Busy(text, pause_of(retry_after), status)
+    return ServerError(text, status) if status >= 500 else Rejected(text, status)
 
 
 def message_of(body: bytes) -> str:

@@ -169,16 +169,19 @@ class Probe:
             "answers": "token ids" if dialect.ids_out else "text",
             "model": model,
             "version": version,
-            "prefix_caching": await self._prefix_caching(),
+            **await self._cache(),
             "tokenizer": await self._compare_tokenizers(model),
         }
 
-    async def _prefix_caching(self) -> bool | None:
+    async def _cache(self) -> dict[str, bool | int | None]:
         """None too where /metrics do not answer: nothing else depends on them."""
-        try:
-            return prefix_caching(*await self._get("/metrics", METRICS_LIMIT))
-        except (QueryFailed, TimeoutError):
-            return None
+        status, metrics = 0, b""
+        with suppress(QueryFailed, TimeoutError):
+            status, metrics = await self._get("/metrics", METRICS_LIMIT)
+        return {
+            "prefix_caching": prefix_caching(status, metrics),
+            "kv_cache_tokens": kv_cache_tokens(status, metrics),
+        }
 
     async def _check_greedy(self, model: str, dialect: Dialect) -> None:
         """Refuse a server that samples although temperature 0 is asked: its answers to one prompt would differ.
@@ -261,6 +264,12 @@ def prefix_caching(status: int, metrics: bytes) -> bool | None:
     """Whether a server reuses prompts' caches, as vLLM's /metrics tell; None where they do not."""
     found = re.search(rb'cache_config_info\{[^}]*enable_prefix_caching="(True|False)"', metrics)
     return found[1] == b"True" if status == 200 and found else None
+
+
+def kv_cache_tokens(status: int, metrics: bytes) -> int | None:
+    """How many tokens a server's KV cache holds, as vLLM's /metrics tell; None where they do not."""
+    found = re.search(rb'cache_config_info\{[^}]*kv_cache_size_tokens="(\d+)"', metrics)
+    return int(found[1]) if status == 200 and found else None
 
 
 def choose_model(asked: str | None, models: Sequence[Mapping[str, Any]] | None, origin: Origin) -> str:

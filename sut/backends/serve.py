@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -24,7 +23,14 @@ from typing import Any, BinaryIO, NoReturn
 
 from sut.backends import Plan, refuse_unknown
 from sut.backends.http import KEY
-from sut.backends.vllm_engine import devices_in, divide_machine, engine_arguments, first_line, require_vllm
+from sut.backends.vllm_engine import (
+    devices_in,
+    divide_machine,
+    engine_arguments,
+    first_line,
+    reason,
+    require_vllm,
+)
 from sut.errors import ConfigError, SetupError
 
 HOST = "127.0.0.1"
@@ -54,9 +60,6 @@ _REFUSED = {
     "hf_token": "would show in every list of processes: set HF_TOKEN in the environment.",
     "api_key": f"would show in every list of processes: set {KEY} in the environment.",
 }
-
-# What a line of a log gives as the reason of an end: an exception, bare or logged, or a complaint of argparse.
-_REASON = re.compile(r"(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?((?:[\w.]+(?:Error|Exception)|[\w.-]+: error): .+)")
 
 
 class Server:
@@ -258,20 +261,6 @@ def refuse(plan: Plan, engine: Sequence[str]) -> None:
     theirs = {**os.environ, **plan.engine_env}.get("VLLM_API_KEY")
     if theirs and theirs != os.environ.get(KEY):
         raise ConfigError(f"VLLM_API_KEY would lock the harness out of its own servers: set {KEY} instead.")
-
-
-def reason(log: str) -> str:
-    """The one line of a log that says why its process ended: its last error, or else its last line."""
-    lines = [line for line in log.splitlines() if line.strip()]
-    for index in range(len(lines) - 1, -1, -1):
-        found = _REASON.match(lines[index])
-        if found and "root cause above" not in found[1]:
-            # What is indented below an exception belongs to its text (pydantic's does).
-            below = index + 1
-            while below < len(lines) and lines[below][0].isspace():
-                below += 1
-            return " ".join([found[1].strip(), *map(str.strip, lines[index + 1 : below])])[:300]
-    return lines[-1].strip()[-300:] if lines else ""
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -11,11 +11,12 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from importlib.util import find_spec
 from math import prod
@@ -30,7 +31,13 @@ from sut.query import Query, Tokens
 WARM_UP_PROMPTS = 4
 WARM_UP_TOKENS = 8
 
+SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+"""A forked worker has no mark for the guard and holds its pipe open."""
+
 _spawning = threading.Lock()
+
+# What a line of a log gives as the reason of an end: an exception, bare or logged, or a complaint of argparse.
+_REASON = re.compile(r"(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?((?:[\w.]+(?:Error|Exception)|[\w.-]+: error): .+)")
 
 
 class VllmEngine:
@@ -46,6 +53,7 @@ class VllmEngine:
         self._engine: Any = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._log = plan.log_dir / f"{name}.log" if plan.log_dir else None
+        self._log_from = self._log.stat().st_size if self._log and self._log.exists() else 0
         self._death: str | None = None
         self._tally = Tally()
         self.capacity = 512  # until the engine says how many sequences it runs
@@ -67,6 +75,7 @@ class VllmEngine:
             "max_num_seqs": int(scheduler.max_num_seqs),
             "max_num_batched_tokens": int(scheduler.max_num_batched_tokens),
             "max_model_len": int(self._engine.model_config.max_model_len),
+            "kv_cache_tokens": getattr(self._engine.vllm_config.cache_config, "kv_cache_size_tokens", None),
             "dtype": str(self._engine.model_config.dtype).removeprefix("torch."),
         }
         if devices := devices_in(self._environment):
@@ -152,12 +161,13 @@ class VllmEngine:
         return self._death
 
     def _tail(self) -> str:
-        """The last error line that the engine process logged, as an appendix to a message."""
+        """What the engine process has logged as the reason, as an appendix to a message."""
         if self._log is None or not self._log.exists():
             return ""
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if " ERROR " in line] or lines
-        return f"; {self._log.name} ends: {errors[-1].strip()[-300:]}" if errors else ""
+        with self._log.open("rb") as log:
+            log.seek(self._log_from)
+            text = reason(log.read().decode(errors="replace"))
+        return f"; {self._log.name} ends: {text}" if text else ""
 
     def _frames(self, query: Query) -> AsyncIterator[tuple[Sequence[int], str | None]]:
         return self._generate(f"{query.id:x}", query.prompt.tolist(), query.stream, query.max_tokens)
@@ -299,6 +309,15 @@ def make_replicas(plan: Plan) -> Sequence[Backend]:
     return [VllmEngine(f"vllm-{i}", plan, *place) for i, place in enumerate(divide_machine(plan))]
 
 
+def make_one(name: str, plan: Plan, place: int, places: int) -> VllmEngine:
+    """The engine that is number `place` of `places` on this machine, whose devices the environment names already; on a
+    CPU its cores are divided here. Raises ConfigError or SetupError."""
+    require_vllm()
+    if _on_cpu():
+        return VllmEngine(name, plan, *_divide_cores(replace(plan, replicas=places))[place])
+    return VllmEngine(name, plan, SPAWN | dict(plan.engine_env), [])
+
+
 def require_vllm() -> Any:
     """vLLM's AsyncEngineArgs. Raises SetupError, with what to do, where vLLM is not there or cannot be imported."""
     if find_spec("vllm") is None:
@@ -390,8 +409,7 @@ def _divide_devices(plan: Plan, variable: str, count: int) -> list[tuple[dict[st
             "ask for fewer replicas or less parallelism."
         )
     chunks = [devices[i * size : (i + 1) * size] for i in range(plan.replicas)]
-    spawn = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}  # a fork has no mark for the guard and holds its pipe open
-    return [({variable: ",".join(chunk)} | spawn | dict(plan.engine_env), []) for chunk in chunks]
+    return [({variable: ",".join(chunk)} | SPAWN | dict(plan.engine_env), []) for chunk in chunks]
 
 
 def devices_in(environment: Mapping[str, str]) -> list[str]:
@@ -484,6 +502,21 @@ def _spread_threads(cores: Iterable[int]) -> None:
         for thread in os.listdir("/proc/self/task"):
             with suppress(ProcessLookupError):
                 os.sched_setaffinity(int(thread), cores)
+
+
+def reason(log: str) -> str:
+    """The one line of a log that says why its process ended: its last exception, or else its last error, or line."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    for index in range(len(lines) - 1, -1, -1):
+        found = _REASON.match(lines[index])
+        if found and "root cause" not in found[1]:  # which says that another line has it
+            # What is indented below an exception belongs to its text (pydantic's does).
+            below = index + 1
+            while below < len(lines) and lines[below][0].isspace():
+                below += 1
+            return " ".join([found[1].strip(), *map(str.strip, lines[index + 1 : below])])[:300]
+    errors = [line for line in lines if " ERROR " in line] or lines
+    return errors[-1].strip()[-300:] if errors else ""
 
 
 def first_line(error: BaseException) -> str:

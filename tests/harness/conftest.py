@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from harness import cli
+from harness.run import SIGNALS
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -73,6 +77,23 @@ def harness(tmp_path: Path) -> Harness:
         return call(["-m", "harness", *options, *where], folder, tmp_path)
 
     return run
+
+
+Here = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Here]:
+    """A command in this very process, as far as it comes without LoadGen: its exit code and what it said on stderr."""
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def run(*words: str) -> tuple[int, str]:
+        return cli.call(words), capsys.readouterr().err
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -187,6 +187,21 @@ def test_what_a_scenario_means(
     assert (resolved.loadgen_model, resolved.loadgen_scenario) == loadgen
 
 
+@pytest.mark.parametrize(
+    ("conf", "asked", "dispatch", "passes"),
+    [
+        ("", "auto", "least-outstanding", 0),  # as many queries as asked, and no whole passes over the samples
+        ("", "pull", "pull", 0),
+        ("demo.Offline.sample_concatenate_permutation = 1\n", "auto", "least-outstanding", 1),  # a person wants them
+    ],
+)
+def test_what_a_closed_loop_means(write: Write, conf: str, asked: str, dispatch: str, passes: int) -> None:
+    resolved = echo(concurrency=8, dispatch=asked, user_conf=write(conf))
+    assert (resolved.dispatch, resolved.stream, resolved.loadgen_scenario) == (dispatch, True, "Offline")
+    assert resolved.settings == echo().settings | {"sample_concatenate_permutation": passes}
+    assert as_json(resolved)["concurrency"] == 8
+
+
 def test_another_model_brings_its_own_type_and_context() -> None:
     assert echo().max_model_len == benchmarks.find("demo").max_model_len
     other = echo(model="/some/model", dataset="/some/data.jsonl")
@@ -220,7 +235,7 @@ def test_seconds_become_milliseconds_for_loadgen() -> None:
     [
         ({"scenario": "offline"}, "unknown scenario 'offline' (nearest: Offline): choose one of "),
         ({"mode": "submision"}, "unknown mode 'submision' (nearest: submission): choose one of"),
-        ({"backend": "vlm"}, "unknown backend 'vlm' (nearest: vllm): choose one of vllm, remote, echo."),
+        ({"backend": "vlm"}, "unknown backend 'vlm' (nearest: vllm): choose one of vllm, remote, ray, echo."),
         ({"dispatch": "robin"}, "unknown dispatch policy 'robin' (nearest: round-robin): choose one of auto, "),
         ({"failure_policy": "lax"}, "unknown failure policy 'lax': choose one of strict, resilient."),
         ({"replicas": 0}, "--replicas is 0: it must be at least 1."),
@@ -229,6 +244,15 @@ def test_seconds_become_milliseconds_for_loadgen() -> None:
         ({"scenario": "Server", "target_qps": 0.0}, "target_qps is 0.0: it must be a positive number."),
         ({"min_duration": -1.0}, "min_duration is -1000: it must be a positive number."),
         ({"scenario": "SingleStream", "target_qps": 1.0}, "--target-qps has no meaning in SingleStream, which issues "),
+        ({"concurrency": 0}, "--concurrency is 0: it must be at least 1."),
+        ({"concurrency": 4, "scenario": "Server"}, "--concurrency is a closed loop, which is Offline with a cap: in "),
+        ({"concurrency": 4, "scenario": "SingleStream"}, "--concurrency is a closed loop, which is Offline with a cap"),
+        ({"concurrency": 4, "mode": "submission"}, "--concurrency is for measuring: a closed loop is no submission"),
+        (
+            {"concurrency": 4, "endpoint": ["http://a"], "offline_batch": 2},
+            "--concurrency releases one query as another ends: leave --offline-batch out.",
+        ),
+        ({"concurrency": 9, "max_in_flight": 4, "replicas": 2}, "--max-in-flight lets 8 queries together, and never "),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(options: dict[str, Any], sentence: str) -> None:

@@ -192,6 +192,10 @@ def test_special_tokens_are_no_text() -> None:
     assert TOKENIZER.decode([[1, 2], []]) == ["", ""]
 
 
+def test_ordinary_tokens_are_those_that_were_not_added_to_the_vocabulary() -> None:
+    assert TOKENIZER.plain == list(range(3, TOKENIZER.size)), "unk, bos and eos are 0, 1 and 2"
+
+
 def test_a_tokenizer_that_is_not_there_or_broken_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SetupError) as refused:
         Tokenizer(tmp_path)

@@ -57,6 +57,17 @@ def test_issued_counts_from_the_tests_first_callback_and_the_rest_from_the_query
     assert recorder.column("ttft_s").tolist() == [0.5] * 3
 
 
+def test_in_a_closed_loop_all_counts_from_the_release() -> None:
+    recorder = Recorder(["echo-0"])
+    for index, released in enumerate((100.0, 107.0)):
+        query, outcome = answered(index, issued=100.0, first=8.0, last=9.0)
+        query.released = released
+        recorder.add([(query, outcome)])
+    assert recorder.column("issued_s").tolist() == [0.0, 7.0]
+    assert recorder.column("ttft_s").tolist() == [8.0, 1.0]
+    assert recorder.column("latency_s").tolist() == [9.0, 2.0]
+
+
 def test_issued_is_never_negative() -> None:
     recorder = Recorder(["echo-0"])
     recorder.add([answered(0, issued=101.0)])

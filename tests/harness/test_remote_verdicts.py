@@ -170,6 +170,7 @@ ROWS: dict[str, Row] = {
     "400": same("rejected"),
     "401": same("rejected"),
     "404": same("rejected"),
+    "413": same("rejected"),
     # the replica cannot now
     "429": same("busy", again=True, script={"retry_after": 1}),
     "503": same("busy", again=True, script={"retry_after": 1}),

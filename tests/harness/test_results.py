@@ -264,6 +264,31 @@ def test_own_figures_of_offline_have_no_first_token() -> None:
     assert figures["latency_s"]["mean"] == 2.0
 
 
+def test_figures_of_a_closed_loop_are_the_harnesss_own() -> None:
+    log = Log({"result_mean_latency_ns": 9e9, "result_samples_per_second": 7.0})
+    recorder = recorded((1.0, 2.0, 11, False))
+    figures = results.metrics(log, recorder, 4.0, closed=True)
+    assert (figures["source"], figures["latency_s"]["mean"], figures["samples_per_second"]) == ("harness", 2.0, 0.25)
+    assert results.overhead(log, recorder, FACTS, scheduled=False)["schedule_lag_s"] is None
+
+
+@pytest.mark.parametrize(
+    ("gaps", "known"),
+    [
+        (None, None),  # frames may hold several tokens
+        ([], None),  # a backend without frames
+        ([0.1, 0.3], None),  # of 8 gaps in 9 tokens, too few; the failed answer counts for nothing
+        ([0.1, 0.1, 0.3, 0.1, 0.1, 0.1], 0.75),
+        ([0.1] * 9, 1.0),  # those of a failed answer are among them
+    ],
+)
+def test_inter_token_latency_says_of_how_many_tokens_it_is_known(gaps: list[float] | None, known: float | None) -> None:
+    figures = results.inter_token(recorded((1.0, 2.0, 9, False), (1.0, 2.0, 7, True)), gaps)
+    assert figures.get("itl_known_share") == known
+    if gaps and known:
+        assert figures["itl_s"]["mean"] == pytest.approx(sum(gaps) / len(gaps))
+
+
 def test_a_test_without_an_answer_has_no_figures() -> None:
     figures = results.metrics(Log(), Recorder([]), 0.0)
     assert figures["samples_per_second"] == figures["tokens_per_second"] == 0.0

@@ -321,6 +321,8 @@ def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path, harness
         # whole passes over the 512 loaded samples
         ("Offline", {"min_queries": 513}, 1024),
         ("Offline", {"min_queries": 1}, 512),
+        # or as many as asked in a closed loop
+        ("Offline", {"min_queries": 1, "concurrency": 4}, 1),
         # 1.1 × duration × rate
         ("Offline", {"min_queries": 1, "min_duration": 100.0, "target_qps": 10.0}, 1536),
         # Server's count depends on its schedule

@@ -10,6 +10,7 @@ from sut.errors import (
     BackendError,
     BadFinish,
     Busy,
+    CutShort,
     Disconnected,
     ErrorFrame,
     FirstTokenLate,
@@ -55,7 +56,7 @@ def flight(stream: bool = True, **facts: float) -> Flight:
         (True, 5, [5], "stop", OneToken),
         (False, -1, [5], "length", OneToken),
         # not the length that was asked for: 8
-        (True, 5, [5, 6, 7], "length", BadFinish),
+        (True, 5, [5, 6, 7], "length", CutShort),
         (True, 5, [5, 6, 7, 8, 9, 9, 9, 9, 9], "stop", Miscounted),
         # the first token and the answer disagree
         (True, 7, [5, 6], "stop", Miscounted),
@@ -123,6 +124,7 @@ def test_a_missed_deadline_says_which():
         (ErrorFrame, True),
         # the answer itself is wrong, and a second one would only hide that
         (BadFinish, False),
+        (CutShort, False),
         (NoTokens, False),
         (OneToken, False),
         (Miscounted, False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -144,15 +145,19 @@ def prompt(index: int) -> Tokens:
 class Bench:
     """A SUT that is up, bound to a test, and its responder."""
 
-    def __init__(self, sut: SUT, stream: bool, prompt: Callable[[int], Tokens]) -> None:
+    def __init__(
+        self, sut: SUT, stream: bool, prompt: Callable[[int], Tokens], concurrency: int | None, gaps: bool
+    ) -> None:
         self.sut = sut
         self.stream = stream
         self.prompt = prompt
+        self.concurrency = concurrency
+        self.gaps = array("d") if gaps else None
         self.begin()
 
     def begin(self) -> None:
         self.responder = Recorder()
-        self.work = Work(self.prompt, self.stream, 8, self.responder)
+        self.work = Work(self.prompt, self.stream, 8, self.responder, {}, self.concurrency, self.gaps)
         self.sut.begin(self.work)
 
     def issue(self, *ids: int) -> None:
@@ -189,14 +194,52 @@ def bench(
     deadlines: Deadlines | None = None,
     resilient: bool = False,
     prompt: Callable[[int], Tokens] = prompt,
+    concurrency: int | None = None,
+    gaps: bool = False,
 ) -> Iterator[Bench]:
     replicas = [Replica(name, backend, cap) for name, backend in zip("abcdef", backends, strict=False)]
     sut = SUT(replicas, dispatch, deadlines or Deadlines(stall=5.0), resilient)
     sut.open()
     try:
-        yield Bench(sut, stream, prompt)
+        yield Bench(sut, stream, prompt, concurrency, gaps)
     finally:
         sut.close()
+
+
+class Gauge:
+    """How many queries are at work on all replicas together, and how many were at most."""
+
+    def __init__(self) -> None:
+        self.now: set[int] = set()
+        self.most = 0
+
+
+class Metered(Echo):
+    """An echo replica whose queries a gauge counts from their submit to their end."""
+
+    def __init__(self, index: int, options: EchoOptions, gauge: Gauge) -> None:
+        super().__init__(index, options)
+        self._gauge = gauge
+
+    def submit(self, queries: Sequence[Query], sink: Sink) -> None:
+        self._gauge.now.update(query.id for query in queries)
+        self._gauge.most = max(self._gauge.most, len(self._gauge.now))
+        super().submit(queries, MeteredSink(self._gauge, sink))
+
+    def cancel(self, query: Query) -> None:
+        self._gauge.now.discard(query.id)
+        super().cancel(query)
+
+
+class MeteredSink:
+    def __init__(self, gauge: Gauge, sink: Sink) -> None:
+        self._gauge = gauge
+        self._sink = sink
+        self.first, self.progress = sink.first, sink.progress
+
+    def done(self, query: Query, outcome: Outcome) -> None:
+        self._gauge.now.discard(query.id)
+        self._sink.done(query, outcome)
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
@@ -348,6 +391,111 @@ def test_a_query_that_waits_for_its_replica_is_not_overtaken():
         it.responder.wait(3)
 
 
+# -- closed loops -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dispatch", POLICIES)
+def test_in_a_closed_loop_the_next_query_leaves_as_one_ends(dispatch):
+    one, other = Scripted(capacity=1), Scripted(capacity=1)
+    with bench(one, other, dispatch=dispatch, concurrency=5, stream=False) as it:
+        it.issue(*range(1, 21))
+        it.settle()
+        for ended in range(15):
+            assert sorted([*one.held, *other.held])[-1] == 5 + ended, "in the order issued"
+            assert len(one.held) + len(other.held) == 5, "five are in flight as long as others wait"
+            replica = max((one, other), key=lambda some: len(some.held))
+            it.on_loop(lambda replica=replica: replica.finish(min(replica.held)))
+            it.settle()
+        it.on_loop(lambda: [some.finish(key) for some in (one, other) for key in list(some.held)])
+        it.responder.wait(20)
+    assert it.responder.kinds() == {}
+
+
+def test_a_closed_loop_is_over_with_its_test():
+    replica = Scripted()
+    with bench(replica, concurrency=2) as it:
+        it.issue(1, 2, 3)
+        it.settle()
+        assert replica.given == [1, 2]
+        it.sut.abandon("interrupted.")
+        it.concurrency = None
+        it.begin()
+        it.issue(4, 5, 6)
+        it.settle()
+        assert replica.given == [1, 2, 4, 5, 6]
+        it.on_loop(lambda: [replica.finish(key) for key in (4, 5, 6)])
+        it.responder.wait(3)
+
+
+def test_a_query_is_released_when_its_place_comes_free_and_only_in_a_closed_loop():
+    replica = Scripted()
+    with bench(replica, concurrency=1) as it:
+        it.issue(1, 2)
+        it.settle()
+        (first, _), now = replica.held[1], time.perf_counter()
+        it.on_loop(lambda: replica.finish(1))
+        it.settle()
+        (second, _) = replica.held[2]
+        it.on_loop(lambda: replica.finish(2))
+        it.responder.wait(2)
+        it.concurrency = None
+        it.begin()
+        it.issue(3)
+        it.settle()
+        (open_loop, _) = replica.held[3]
+        it.on_loop(lambda: replica.finish(3))
+        it.responder.wait(1)
+    assert first.issued == second.issued, "LoadGen has issued both at once"
+    assert first.issued <= first.released <= now <= second.released
+    assert open_loop.released == 0.0
+
+
+def test_what_waits_for_a_replica_that_dies_keeps_its_place_and_goes_first():
+    one, other = Scripted(), Scripted()
+    with bench(one, other, cap=1, stream=False, concurrency=4) as it:
+        it.issue(*range(1, 9))  # 1 and 2 are at work, 3 and 4 wait for a replica
+        it.settle()
+        released = it.sut.replicas[0].waiting[0].released
+        it.on_loop(lambda: one.fail_all(ReplicaDied))
+        it.settle()
+        waiting = it.sut.replicas[1].waiting
+        assert {query.id: query.released for query in waiting}[3] == released, "its clock runs on"
+        while other.held:
+            it.on_loop(lambda: other.finish(min(other.held)))
+            it.settle()
+        it.responder.wait(8)
+    assert (one.given, other.given) == ([1], [2, 4, 3, 5, 6, 7, 8])
+
+
+# -- time between tokens ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "answer", "gaps"),
+    [
+        ([1, 2], 3, 2),  # each token in a frame of its own, the last with the end of the answer
+        ([1, 3], 4, 1),  # two tokens in one frame: when each was there is not known
+        ([2, 3], 3, 1),  # the end of the answer brings no further token
+        ([], 4, 0),  # no frames at all
+    ],
+)
+def test_the_time_between_two_tokens_is_known_where_each_has_a_frame(frames, answer, gaps):
+    replica = Scripted()
+    with bench(replica, gaps=True) as it:
+        it.issue(1)
+        it.settle()
+        query, sink = replica.held.pop(1)
+        it.on_loop(lambda: sink.first(query, as_tokens([5])))
+        for tokens in frames:
+            it.on_loop(lambda tokens=tokens: sink.progress(query, tokens))
+        it.on_loop(lambda: sink.done(query, Outcome(as_tokens([5] * answer), "stop")))
+        it.responder.wait(1)
+        work, _ = it.sut.end()
+    assert it.responder.kinds() == {}
+    assert work.gaps is not None and len(work.gaps) == gaps
+    assert all(0 <= gap < PATIENCE for gap in work.gaps)
+
+
 # -- faults -----------------------------------------------------------------------------------------------------------
 
 QUERIES = 10
@@ -424,6 +572,23 @@ def test_a_request_that_is_not_complete_in_time_is_cancelled_and_fails(stream):
         responder = it.serve(2)
     assert responder.kinds() == {"timed_out": 2}
     assert stuck.held == {}, "the replica no longer works on what nobody waits for"
+
+
+def test_a_test_may_have_deadlines_of_its_own():
+    with bench(Scripted(), Scripted(), deadlines=Deadlines(stall=None)) as it:
+        for own, kinds in ((Deadlines(request=0.05, stall=None), {"timed_out": 1}), (None, {})):
+            responder = Recorder()
+            it.sut.begin(Work(it.work.prompt, True, 8, responder, deadlines=own))
+            it.issue(1)
+            if kinds:
+                responder.wait(1)
+            else:
+                it.sut.run(asyncio.sleep(0.2))
+                assert not responder.heard, "the SUT's own have no limit for a request"
+                it.sut.abandon("enough")
+                it.sut.end()
+                kinds = {"abandoned": 1}
+            assert responder.kinds() == kinds
 
 
 def test_a_test_that_does_not_move_is_given_up_with_a_sentence():
@@ -721,11 +886,13 @@ REPLICA = st.builds(
     cap=st.none() | st.integers(1, 3),
     resilient=st.booleans(),
     stream=st.booleans(),
+    concurrency=st.none() | st.integers(1, 6),
     batches=st.lists(st.integers(1, 8), min_size=1, max_size=5),
 )
-def test_every_query_is_answered_exactly_once(options, dispatch, cap, resilient, stream, batches):
-    replicas = [Echo(index, what) for index, what in enumerate(options)]
-    how = {"dispatch": dispatch, "cap": cap, "resilient": resilient, "stream": stream}
+def test_every_query_is_answered_exactly_once(options, dispatch, cap, resilient, stream, concurrency, batches):
+    gauge = Gauge()
+    replicas = [Metered(index, what, gauge) for index, what in enumerate(options)]
+    how = {"dispatch": dispatch, "cap": cap, "resilient": resilient, "stream": stream, "concurrency": concurrency}
     number = sum(batches)
     ids = iter(range(1, number + 1))
     with bench(*replicas, **how, deadlines=Deadlines(stall=0.25)) as it:
@@ -745,6 +912,7 @@ def test_every_query_is_answered_exactly_once(options, dispatch, cap, resilient,
     assert (counts.issued, counts.completed, counts.in_flight) == (number, number, 0)
     assert counts.failed == sum(it.responder.kinds().values())
     assert all(replica.in_flight == 0 and not replica.waiting for replica in it.sut.replicas)
+    assert gauge.most <= (concurrency or number), "more in flight than a closed loop allows"
 
 
 # -- second attempts where the sound replica is busy ------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from harness.config import RunConfig, resolve
 from harness.figures import figure, line, x, y
 from harness.results import RESULT, RunResult
-from harness.studies.findings import Column, Findings, as_csv, as_text
+from harness.studies.findings import Column, Findings, Table, as_csv, as_text
 from harness.studies.study import FINDINGS, STUDY, Study, open_study
 from sut.errors import ConfigError, SetupError
 
@@ -139,6 +140,20 @@ def test_findings_are_written_as_text_csv_json_and_a_drawing(tmp_path: Path, stu
     svg = (tmp_path / "figure.svg").read_text()
     assert svg.startswith("<svg") and "A title" in svg
     assert json.loads((tmp_path / "figure.json").read_text())["layer"]
+
+
+def test_a_summary_stands_before_the_table(tmp_path: Path, study: Study) -> None:
+    found = replace(FOUND, summary=Table([Column("best", "best")], [{"best": "bcd", "more": 1}]))
+    assert as_text(found).splitlines()[:6] == [
+        FOUND.headline,
+        "",
+        "  best",
+        "  bcd",
+        "",
+        "  point   queries/s      p99",
+    ]
+    study.conclude(found)
+    assert json.loads((tmp_path / FINDINGS).read_text())["summary"] == [{"best": "bcd", "more": 1}]
 
 
 def test_a_result_that_cannot_be_read_stops_a_study(study: Study) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sut.backend import Gauges
 from sut.backends import Generation, Plan
 from sut.backends.echo import END, FAULTS, make_replicas
-from sut.errors import ConfigError
+from sut.errors import ConfigError, Rejected
 from sut.query import Outcome, Query, Tokens, as_tokens
 
 LATE = 0.15
@@ -100,6 +100,19 @@ def test_all_arrays_are_int32_and_the_first_token_heads_the_answer():
         _, first = notes.firsts[key]
         assert first.dtype == outcome.tokens.dtype == np.int32
         assert first.tolist() == outcome.tokens[:1].tolist()
+
+
+def test_prompt_and_answer_together_must_fit_the_context():
+    notes = serve([query(0, max_tokens=8, prompt=40), query(1, max_tokens=8, prompt=41)], max_model_len=48)
+    assert notes.ends[1000][1].failure is None
+    assert isinstance(notes.ends[1001][1].failure, Rejected)
+    assert list(notes.firsts) == [1000]
+
+
+def test_a_long_prompt_takes_its_time():
+    notes = serve([query(0, prompt=10), query(1, prompt=100)], prefill=0.003)
+    assert 0.03 <= notes.firsts[1000][0] < 0.03 + LATE
+    assert 0.3 <= notes.firsts[1001][0] < 0.3 + LATE
 
 
 def test_answers_do_not_share_memory_with_the_prompt():
@@ -225,6 +238,8 @@ def test_a_replica_that_died_says_so_until_it_is_back():
         ({"fault_every": 0}, "slots and fault_every are at least 1"),
         ({"ttft": -0.1}, "ttft and tpot not negative"),
         ({"tpot": -1}, "ttft and tpot not negative"),
+        ({"prefill": -1}, "prefill and max_model_len not negative"),
+        ({"max_model_len": 2.5}, "is not a whole number"),
         ({"jitter": 1.0}, "jitter from 0 to below 1"),
         ({"jitter": -0.1}, "jitter from 0 to below 1"),
         ({"tokens": "0"}, "tokens='0' is neither"),

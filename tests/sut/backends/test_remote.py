@@ -26,7 +26,7 @@ import tests.stub_replica as stub_replica
 from sut.backends import Generation, Plan
 from sut.backends.dialects import error_of
 from sut.backends.http import KEY, failure_of, pause_of
-from sut.backends.probe import Probe, prefix_caching
+from sut.backends.probe import Probe, kv_cache_tokens, prefix_caching
 from sut.backends.remote import Remote, make_replicas
 from sut.dispatch import POLICIES, Replica
 from sut.errors import ConfigError, SetupError
@@ -962,3 +962,14 @@ def test_prefix_caching_is_read_from_metrics() -> None:
     line = b'vllm:cache_config_info{block_size="16",enable_prefix_caching="%b",engine="0"} 1.0\n'
     assert [prefix_caching(200, line % flag) for flag in (b"True", b"False")] == [True, False]
     assert [prefix_caching(404, line % b"True"), prefix_caching(200, b"")] == [None, None]
+
+
+def test_the_size_of_the_kv_cache_is_read_from_metrics() -> None:
+    line = b'vllm:cache_config_info{block_size="16",kv_cache_size_tokens="%b",engine="0"} 1.0\n'
+    assert [kv_cache_tokens(200, line % b"349440"), kv_cache_tokens(200, line % b"None")] == [349_440, None]
+    assert [kv_cache_tokens(404, line % b"1"), kv_cache_tokens(200, b"")] == [None, None]
+
+
+def test_a_failure_knows_the_http_status_it_came_with() -> None:
+    assert [failure_of(status, b"", None).status for status in (400, 413, 429, 500)] == [400, 413, 429, 500]
+    assert [error_of(body).status for body in (b'{"code": 400}', b'{"code": "500"}', b"{}")] == [400, 500, None]

@@ -1,0 +1,342 @@
+"""Which probe comes next: a pure function from the history of probes, so that a search can be tested in virtual time,
+and goes on after a crash by itself.
+
+Near its capacity a server's queue takes minutes to build up: a probe of T seconds misses an excess of rate below
+limit / T. So a verdict holds for its own length only, and the search asks of each probe more than its verdict: its
+decisive latency, which only as many queries exceed as LoadGen allows, and what that says about a test of full length
+(replay.py). Two stages:
+
+1. short probes, each at the rate that the one before it points to, until one is where it points to itself;
+2. tests of full length, until one is VALID and one at most TOLERANCE above it is not. One that is hopeless is soon over
+   and one that is valid takes all of its time, so they come from where the short ones point to and not from below. Runs
+   are noisy: the best rate must be valid `times` times, and a rate that was not valid once is none.
+
+A `quick` search has estimates for its stage 2: some longer probes at the edge, and the median of what they point to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf, log, sqrt
+from statistics import median
+
+import numpy as np
+
+from harness.early_stopping import allowed_over, needed
+from harness.schedule import Times, count_queries, unit_schedule
+from harness.studies import replay
+
+SHORT, EDGE, FULL = "short", "edge", "full"
+
+TOLERANCE = 0.02
+"""The share of the rate that the answer may be off."""
+
+SETTLED = 0.05
+"""A short probe is at the edge if what it points to is no further from its own rate."""
+
+TELLING = 0.25
+"""A wait below this share of what is allowed tells nothing of the capacity."""
+
+OUTLIERS = {SHORT: 1, EDGE: 2}
+"""Queries over the limit that a probe must bear: each asks for more queries (early_stopping.py)."""
+
+SHARE = {SHORT: 0.1, EDGE: 0.2}
+"""A probe's length as a share of the full test's min_duration."""
+
+HOPEFUL = 0.88
+"""Where the time per output token binds, short probes point so much too high, more or less."""
+
+STRIDE = 0.04
+"""The first step down from a test that does not tell where the peak is; each further one is twice as long."""
+
+MOST_ARRIVALS = 500_000
+"""Queries of a schedule that are computed: more are counted by their mean."""
+
+MOST_PROBES, MOST_STEPS = 40, 8
+"""Probes until a search is given up, and those of them until there is an edge to search for at all."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What LoadGen holds a Server test to; seconds."""
+
+    ttft: float
+    tpot: float
+    percentile: float = 0.99
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The test whose peak is searched: `seconds` and `queries` at least, in passes of `whole` samples."""
+
+    limits: Limits
+    seconds: float
+    queries: int
+    whole: int
+    seed: int
+    start: float
+    """Rate of the first probe."""
+    longest: float
+    """Seconds that an answer takes under the limits, until one is measured."""
+    times: int = 1
+    """How often the best rate must be valid; for a quick search, how many probes at the edge."""
+    quick: bool = False
+    schedule: list[Times] = field(default_factory=list, compare=False, repr=False)
+
+    def arrivals(self, queries: int) -> Times:
+        """The unit schedule's first queries, or as many of them as are computed."""
+        queries = min(queries, MOST_ARRIVALS)
+        if not self.schedule or len(self.schedule[-1]) < queries:
+            self.schedule.append(unit_schedule(self.seed, max(65_536, 2 * queries)))
+        return self.schedule[-1][:queries]
+
+    def count(self, rate: float, seconds: float, queries: int, whole: int) -> int:
+        """The queries of a test."""
+        if rate * seconds > MOST_ARRIVALS / 2:
+            return count_queries(np.empty(0), rate, seconds, max(queries, round(rate * seconds)), whole)
+        schedule = self.arrivals(max(queries, int(1.5 * rate * seconds) + 1000))
+        return count_queries(schedule, rate, seconds, queries, whole)
+
+    def full(self, rate: float) -> int:
+        """The queries of a test of full length."""
+        return self.count(rate, self.seconds, self.queries, self.whole)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A probe to be made: at least so many seconds and queries. `full` is the test itself, in whole passes over the
+    samples. A probe with more than `in_flight` queries outstanding is hopeless."""
+
+    level: str
+    full: bool
+    rate: float
+    seconds: float
+    queries: int
+    in_flight: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A probe that was made. Latencies in seconds; `ttft` and `tpot` are the decisive ones: of `seen` queries, `over`
+    have a higher one, the most that LoadGen allows the whole test. `base` is the time to first token of a query that
+    waits for nobody, `latency` the 99th percentile."""
+
+    level: str
+    full: bool
+    rate: float
+    valid: bool
+    seen: int
+    over: int
+    ttft: float
+    tpot: float
+    base: float
+    latency: float
+    cut: bool = False
+    client_limited: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The end of a search: the peak (None: no rate is valid), whether LoadGen called it VALID at full length, and what
+    is to be said about it."""
+
+    rate: float | None
+    confirmed: bool = False
+    note: str = ""
+
+
+def next_step(terms: Terms, history: Sequence[Probe]) -> Ask | Answer:
+    """The next probe, or the answer."""
+    if len(history) >= MOST_PROBES:
+        best = _best([probe for probe in history if probe.full])
+        return Answer(best, best is not None, f"the search came to no end in {len(history)} probes")
+    shorts = [probe for probe in history if probe.level == SHORT]
+    if not shorts:
+        return _ask(terms, history, SHORT, terms.start)
+    if (end := _nowhere(terms, shorts)) is not None:
+        return end
+    pointed = _settled(terms, shorts)
+    if pointed is None:
+        return _ask(terms, history, SHORT, _toward(terms, shorts))
+    if not terms.quick or _ask(terms, history, EDGE, pointed).full:
+        return _at_full_length(terms, history, pointed)
+    edges = [probe for probe in history if probe.level == EDGE]
+    estimates = [found for probe in edges if (found := estimate(terms, edges, probe)) is not None]
+    rate = median(estimates) if estimates else pointed
+    return _ask(terms, history, EDGE, rate) if len(edges) < terms.times else Answer(_rounded(rate))
+
+
+# -- stage 1 ----------------------------------------------------------------------------------------------------------
+
+
+def _nowhere(terms: Terms, shorts: Sequence[Probe]) -> Answer | None:
+    """The end of a search that has no edge to find."""
+    low, high = _bracket(shorts)
+    if low is None:
+        slowest = min(shorts, key=lambda probe: probe.rate)
+        if slowest.base > terms.limits.ttft:
+            return Answer(None, note="even a query that waits for nobody is over the limit on the first token")
+        if len(shorts) >= MOST_STEPS:
+            return Answer(None, note=f"not even {slowest.rate:g} queries/s are")
+    elif high is None:
+        fastest = max(shorts, key=lambda probe: probe.rate)
+        if len(shorts) >= MOST_STEPS:
+            mine = ", and it is the client that limits the fastest of them" if fastest.client_limited else ""
+            return Answer(low, fastest.full, f"the limits are met at every rate that was tried{mine}")
+    return None
+
+
+def _bracket(probes: Sequence[Probe]) -> tuple[float | None, float | None]:
+    """The highest valid rate, and the lowest above it that is not."""
+    low = max((probe.rate for probe in probes if probe.valid), default=None)
+    high = min((probe.rate for probe in probes if not probe.valid and probe.rate > (low or 0)), default=None)
+    return low, high
+
+
+def _settled(terms: Terms, shorts: Sequence[Probe]) -> float | None:
+    """Where the short probes point to, once they agree."""
+    last = shorts[-1]
+    pointed = estimate(terms, shorts, last)
+    if pointed is not None and abs(pointed / last.rate - 1) <= SETTLED:
+        return pointed * (HOPEFUL if _is_paced(terms, shorts) else 1)
+    low, high = _bracket(shorts)
+    if low is not None and high is not None:
+        if _is_paced(terms, shorts) and high / low <= 1 + 5 * SETTLED:
+            return sqrt(low * high) * HOPEFUL
+        if high / low <= 1 + SETTLED:
+            return sqrt(low * high)
+    return None
+
+
+def _is_paced(terms: Terms, probes: Sequence[Probe]) -> bool:
+    """Whether the time per output token is what binds; then the load builds up for longer than a short probe lasts."""
+    return any(not probe.valid and probe.tpot > terms.limits.tpot for probe in probes)
+
+
+def _toward(terms: Terms, shorts: Sequence[Probe]) -> float:
+    """The rate of the next short probe: where the last one points to, if that is between what is known."""
+    low, high = _bracket(shorts)
+    pointed = estimate(terms, shorts, shorts[-1])
+    if low is None:
+        least = min(probe.rate for probe in shorts)
+        return max(least / 4, min(pointed or least / 2, 0.9 * least))
+    if high is None:
+        return low * min(1 + 0.25 * 2.0 ** len(shorts), 5.0, max((pointed or 5 * low) / low, 1.1))
+    if pointed is not None and low < pointed < high:
+        return pointed
+    return sqrt(low * high)
+
+
+# -- stage 2 ----------------------------------------------------------------------------------------------------------
+
+
+def _at_full_length(terms: Terms, history: Sequence[Probe], pointed: float) -> Ask | Answer:
+    """The next test of full length, or the answer; `pointed` is what the short probes say."""
+    full = [probe for probe in history if probe.full]
+    if not full:
+        return _ask(terms, history, FULL, pointed)
+    best, worst = _best(full), min((probe.rate for probe in full if not probe.valid), default=None)
+    if best is not None and worst is not None and worst <= best * (1 + TOLERANCE):
+        enough = sum(probe.rate == best for probe in full) >= terms.times
+        return Answer(best, confirmed=True) if enough else _ask(terms, history, FULL, best)
+    return _ask(terms, history, FULL, _within(best, worst, _pooled(terms, history, full), _misses(full)))
+
+
+def _within(best: float | None, worst: float | None, told: float | None, misses: int) -> float:
+    """The rate at which the next test leaves least to be tried: where the tests point to, but at least a step from what
+    is known, and just a step from it where that is near. Where they mislead, each of the `misses` in a row doubles the
+    step down."""
+    step = 1 + 0.95 * TOLERANCE
+    if told is not None and not (best or 0) / step < told < (worst or inf) * step:
+        told = None  # the tests themselves say otherwise
+    if best is None:
+        assert worst is not None
+        if told is None:
+            return worst * max(0.5, 1 - STRIDE * 2.0 ** (misses - 1))
+        return min(told, worst / step) * max(0.5, 1 - (step - 1) * (2.0 ** max(0, misses - 2) - 1))
+    if worst is None:
+        return best * (1 + STRIDE) if told is None else max(told, best * step)
+    if told is None or worst / best <= step**2:
+        return sqrt(best * worst)
+    return min(max(told, best * step), worst / step)
+
+
+def _misses(full: Sequence[Probe]) -> int:
+    """How many tests in a row, the last ones, were not valid."""
+    return next((number for number, probe in enumerate(reversed(full)) if probe.valid), len(full))
+
+
+def _pooled(terms: Terms, history: Sequence[Probe], full: Sequence[Probe]) -> float | None:
+    """What tests of full length point to, the more of a test was seen the more it counts."""
+    found = [(guess, probe.seen) for probe in full if (guess := estimate(terms, history, probe)) is not None]
+    return sum(guess * seen for guess, seen in found) / sum(seen for _, seen in found) if found else None
+
+
+def _best(full: Sequence[Probe]) -> float | None:
+    """The highest rate that is valid where neither it nor a lower one ever was not."""
+    worst = min((probe.rate for probe in full if not probe.valid), default=float("inf"))
+    return max((probe.rate for probe in full if probe.valid and probe.rate < worst), default=None)
+
+
+# -- what probes say --------------------------------------------------------------------------------------------------
+
+
+def estimate(terms: Terms, probes: Sequence[Probe], probe: Probe) -> float | None:
+    """The peak of a test of full length, as far as this probe tells it: where the first token's limit is met, and where
+    the further tokens' is."""
+    found = [by_waits(terms, probe), by_pace(terms, probes, probe)]
+    return min((rate for rate in found if rate is not None), default=None)
+
+
+def by_waits(terms: Terms, probe: Probe) -> float | None:
+    """The peak by the time to first token; None for a probe that waits too little to tell."""
+    allowed = terms.limits.ttft - probe.base
+    wait = probe.ttft - probe.base
+    if allowed <= 0 or wait < TELLING * allowed:
+        return None
+    served = replay.capacity(terms.arrivals(probe.seen), probe.rate, wait, probe.over)
+
+    def test(rate: float) -> tuple[Times, int]:
+        queries = terms.full(rate)
+        return terms.arrivals(queries), allowed_over(queries, terms.limits.percentile)
+
+    return replay.peak(served, allowed, test)
+
+
+def by_pace(terms: Terms, probes: Sequence[Probe], probe: Probe) -> float | None:
+    """The peak by the time per output token, which rises with the load: along the line, on logarithmic scales, through
+    this probe and the one nearest to it in rate that differs. None where the limit is far, and for a probe that was
+    brought to an end, whose answers so far are not its longest."""
+    limit = terms.limits.tpot
+    others = [other for other in probes if abs(other.rate / probe.rate - 1) > TOLERANCE / 4 and not other.cut]
+    others = [other for other in others if other.full == probe.full] or others
+    if probe.cut or not others or not probe.tpot > limit / 2:
+        return None
+    other = min(others, key=lambda known: abs(known.rate / probe.rate - 1))
+    rise = max(_slope(other, probe), 0.5)
+    return float(probe.rate * (limit / probe.tpot) ** (1 / rise))
+
+
+def _slope(one: Probe, other: Probe) -> float:
+    if not one.tpot > 0:
+        return 1.0
+    return log(other.tpot / one.tpot) / log(other.rate / one.rate)
+
+
+def _ask(terms: Terms, history: Sequence[Probe], level: str, rate: float) -> Ask:
+    """A probe of a level at a rate; as long as the full test if that is no longer."""
+    rate = _rounded(rate)
+    known = [probe.latency for probe in history if probe.valid]
+    in_flight = int(2 * rate * (terms.limits.ttft + (max(known) if known else terms.longest))) + 16
+    if level != FULL:
+        queries = needed(OUTLIERS[level], terms.limits.percentile)
+        seconds = SHARE[level] * terms.seconds
+        if terms.count(rate, seconds, queries, 1) < terms.full(rate):
+            return Ask(level, False, rate, seconds, queries, in_flight)
+    return Ask(level, True, rate, terms.seconds, terms.queries, in_flight)
+
+
+def _rounded(rate: float) -> float:
+    """To what one writes into user.conf."""
+    return float(f"{rate:.4g}")

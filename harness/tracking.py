@@ -1,0 +1,173 @@
+"""Results where a team keeps them: MLflow, through its own client (the extra `mlflow`).
+
+A result becomes an MLflow run: its configuration as parameters, its figures as metrics, its verdict as tags, its files
+as artefacts. Nothing is measured or decided here, so whatever happens to the store, the result on disk stands.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from harness.config import without_userinfo
+from harness.results import RESULT, RunResult, load
+from sut.errors import ConfigError, SetupError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "loadgen-harness"
+
+VERDICT = ("status", "valid", "submission_ready", "client_limited", "benchmark", "scenario", "mode", "audit")
+"""What of result.json says what a result is worth: tags, by which a store is searched."""
+
+FIGURES = ("metrics", "accuracy", "overhead", "telemetry", "failures", "queries", "duration_s", "retries")
+"""What of result.json holds figures."""
+
+LONGEST = 6000
+"""Characters of a parameter's or a tag's value (MLflow's MAX_PARAM_VAL_LENGTH; tags take a little more)."""
+
+AT_ONCE = 100
+"""Parameters or tags in one request (MLflow's MAX_PARAMS_TAGS_PER_BATCH)."""
+
+REACH_LIMIT = 5.0
+
+
+def open_store(uri: str) -> tuple[MlflowClient, str]:
+    """A store's client and the id of our experiment in it, which is made if it is not there.
+
+    Raises ConfigError for what is no URI of a store, SetupError without MLflow's client or where the store is out of
+    reach.
+    """
+    if find_spec("mlflow") is None:
+        raise SetupError("MLflow's client is not installed here: pip install '.[mlflow]'.")
+    refuse_unreachable(uri)
+    if urlsplit(uri).scheme in ("", "file"):
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which MLflow 3 still has, if it is asked for
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its default tries for four minutes
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient(uri)
+        known = client.get_experiment_by_name(EXPERIMENT)
+        return client, known.experiment_id if known is not None else client.create_experiment(EXPERIMENT)
+    except (MlflowException, OSError) as error:
+        raise SetupError(f"the MLflow store {without_userinfo(uri)} cannot be used: {first_line(error)}") from error
+
+
+def refuse_unreachable(uri: str) -> None:
+    """Raises SetupError for a server that nobody listens on, ConfigError for what is no URI."""
+    try:
+        parts = urlsplit(uri)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise ConfigError(f"--mlflow-uri {uri!r} is no URI: {error}.") from error
+    if parts.scheme not in ("http", "https"):
+        return
+    if not parts.hostname:
+        raise ConfigError(f"--mlflow-uri {uri!r} names no host.")
+    try:
+        socket.create_connection((parts.hostname, port), REACH_LIMIT).close()
+    except OSError as error:
+        raise SetupError(
+            f"nobody listens at --mlflow-uri {without_userinfo(uri)} ({error}): is the tracking server up?"
+        ) from error
+
+
+def keep(result: RunResult, store: tuple[MlflowClient, str], parent: str | None = None) -> str:
+    """Save a result as an MLflow run, below another if `parent` is one's id; its id. Raises SetupError if the store
+    does not take it."""
+    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.exceptions import MlflowException
+
+    client, experiment = store
+    began = int(1000 * result.content.get("started_at", 0)) or None
+    try:
+        name = client.create_run(experiment, began, run_name=result.folder.name).info.run_id
+        tags = dict(verdict(result.content)) | ({"mlflow.parentRunId": parent} if parent else {})
+        client.log_batch(name, tags=[RunTag(key, value) for key, value in tags.items()])
+        parameters = [Param(key, value) for key, value in parameters_of(result.content["config"])]
+        for start in range(0, len(parameters), AT_ONCE):
+            client.log_batch(name, params=parameters[start : start + AT_ONCE])
+        metrics = [Metric(key, value, began or 0, 0) for key, value in figures_of(result.content)]
+        client.log_batch(name, metrics=metrics[:1000])
+        client.log_artifacts(name, str(result.folder))
+        client.set_terminated(name, "FINISHED" if result["status"] == "complete" else "KILLED")
+    except (MlflowException, OSError) as error:
+        raise SetupError(
+            f"the MLflow store has not taken the result, which stands in {result.folder}: {first_line(error)}"
+        ) from error
+    return str(name)
+
+
+def keep_folder(folder: Path, store: tuple[MlflowClient, str]) -> int:
+    """Save all results in a folder, and say how many: a run's own, or those of a study or of `--mode submission`, below
+    one MLflow run that holds the folder's other files. Raises SetupError if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    if (folder / RESULT).exists():
+        keep(load(folder), store)
+        return 1
+    found = sorted(path.parent for path in folder.rglob(RESULT))
+    if not found:
+        raise SetupError(f"{folder} holds no result: name the folder of a run, or one with several in it.")
+    client, experiment = store
+    try:
+        parent = client.create_run(experiment, run_name=folder.name).info.run_id
+        for path in sorted(folder.iterdir()):
+            if path.is_file():
+                client.log_artifact(parent, str(path))
+        client.set_terminated(parent)
+    except (MlflowException, OSError) as error:
+        raise SetupError(f"the MLflow store has not taken {folder}: {first_line(error)}") from error
+    for place in found:
+        keep(load(place), store, parent)
+    return len(found)
+
+
+# -- what of a result goes where, as pure functions ------------------------------------------------------------------
+
+
+def verdict(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The tags of a result, its reasons among them."""
+    for key in VERDICT:
+        if content.get(key) is not None:
+            yield key, str(content[key])[:LONGEST]
+    passed = content["accuracy"].get("passed")
+    yield "accuracy_passed", "undecided" if passed is None else str(passed)
+    for key in ("invalid_reasons", "not_ready_reasons"):
+        if content[key]:
+            yield key, "; ".join(content[key])[:LONGEST]
+
+
+def parameters_of(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A configuration, flat: nested options are joined by a dot. What is not set is left out."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from parameters_of(value, f"{prefix}{key}.")
+        elif value not in (None, [], ()):
+            yield f"{prefix}{key}", str(value)[:LONGEST]
+
+
+def figures_of(content: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """All numbers of a result, flat, such as metrics.ttft_s.p99."""
+    for key in FIGURES:
+        yield from _numbers(content.get(key), key)
+
+
+def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for key, own in value.items():
+            yield from _numbers(own, f"{name}.{key}")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, float(value)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,8 +1,8 @@
 """Servers' /metrics, asked once a second over one connection each, with limits on time and size.
 
 A whole page costs vLLM's front end 5 ms of the interpreter that answers our queries, and has 50 kB. Prometheus' own
-server for Python, which vLLM and SGLang mount under /metrics/, makes only the metrics that a query names
-(`?name[]=…`): 0.1 ms and 1 kB. So that is asked first, and the whole page where a server does not know it.
+server for Python, which vLLM mounts under /metrics/, makes only the metrics that a query names (`?name[]=…`): 0.1 ms
+and 1 kB. So that is asked first, and the whole page where a server does not know it.
 
 TLS, the API key and how a server's words are quoted are those of the queries (sut/backends/http.py).
 """

@@ -188,16 +188,19 @@ def what_to_read(config: RunConfig, replicas: Sequence[Replica]) -> Asked:
         replica.name: replica.backend.metrics_url for replica in replicas if isinstance(replica.backend, Scraped)
     }
     given = [str(name) for replica in replicas for name in replica.backend.facts.get("devices", ())]
-    deviceless = None if given else why_deviceless(config)
-    return Asked(servers, given or None, deviceless, ca_file=config.ca_file, insecure=config.insecure)
+    return Asked(
+        servers, given or None, why_deviceless(config, given), ca_file=config.ca_file, insecure=config.insecure
+    )
 
 
-def why_deviceless(config: RunConfig) -> str | None:
-    """Why replicas that were given no device use none of this machine's; None: they may use any of them."""
+def why_deviceless(config: RunConfig, given: Sequence[str]) -> str | None:
+    """Why replicas use none of this machine's devices; None: those that they were `given`, or any of them."""
+    if config.backend == "ray":  # a device's number is its node's
+        return "the engines are on the nodes of a Ray cluster"
+    if given:
+        return None
     if config.backend == "echo":
         return "the echo backend is a rehearsal and has no device"
-    if config.backend == "ray":
-        return "the engines are on the nodes of a Ray cluster"
     if config.serve or config.backend == "vllm":
         return "the engines run on processors"
     elsewhere = [url for url in config.endpoint if not is_local(url)]

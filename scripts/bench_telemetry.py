@@ -84,6 +84,8 @@ def in_pairs(
         else:
             first, second = one(2 * number), other(2 * number + 1)
         done.append((first, second))
+        figures = (f"{name} {first[name]:,.4g} and {second[name]:,.4g}" for name in first)
+        print(f"off and on{'' if number else ' (cold)'}: {', '.join(figures)}", file=sys.stderr, flush=True)
     return done[1:]
 
 

@@ -224,6 +224,11 @@ def test_what_is_asked_for() -> None:
     assert asked.deviceless is None
 
 
+def test_a_device_of_a_ray_node_is_none_of_ours() -> None:
+    asked = telemetry.what_to_read(config(backend="ray"), replicas(Engine(facts={"devices": ["0"]})))
+    assert asked.deviceless == "the engines are on the nodes of a Ray cluster"
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [

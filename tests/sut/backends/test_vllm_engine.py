@@ -22,6 +22,7 @@ from sut.backends.vllm_engine import (
     _divide_devices,
     _redirect_output,
     _spawn_window,
+    listen,
     stat_logger,
 )
 from sut.errors import ConfigError
@@ -274,18 +275,38 @@ class Prometheus:
         pass
 
 
-def test_the_logger_adds_up_steps_in_the_place_of_vllms_own(monkeypatch):
+def test_the_logger_tells_of_the_scheduler_in_the_place_of_vllms_own(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm.v1.metrics.loggers", SimpleNamespace(PrometheusStatLogger=Prometheus))
     tally = Tally()
     kind = stat_logger(tally)
     assert issubclass(kind, Prometheus)
     logger = kind(vllm_config=None, engine_indexes=[0])
     scheduler = SimpleNamespace(num_running_reqs=2, num_waiting_reqs=3, num_skipped_waiting_reqs=1, kv_cache_usage=0.5)
-    iteration = SimpleNamespace(num_preempted_reqs=1, num_prompt_tokens=40, num_generation_tokens=7)
     logger.log_engine_initialized()
-    logger.record(scheduler, iteration, mm_cache_stats=None, engine_idx=0)
-    logger.record(scheduler, None)
-    logger.record(None, iteration)  # a data-parallel front end may have one without the other
+    logger.record(scheduler, None, mm_cache_stats=None, engine_idx=0)
+    logger.record(None, None)  # a step may say nothing
     logger.record_sleep_state(1, 0)
     logger.record_admission_rejection("full")
-    assert tally.gauges() == (2, 4, 0.5, 2, 80, 14)
+    assert tally.gauges() == (2, 4, 0.5, 0, 0, 0)
+
+
+def output(tokens: int, prompt: int = 0, events: tuple[str, ...] = ()) -> SimpleNamespace:
+    """As much of an EngineCoreOutput as counts."""
+    prefill = SimpleNamespace(num_prompt_tokens=prompt) if prompt else None
+    happened = [SimpleNamespace(type=event) for event in events] or None
+    return SimpleNamespace(new_token_ids=[7] * tokens, prefill_stats=prefill, events=happened)
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_outputs_are_counted_and_processed_as_ever(monkeypatch, quiet):
+    kinds = SimpleNamespace(EngineCoreEventType=SimpleNamespace(PREEMPTED="preempted"))
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine", kinds)
+    heard = []
+    processor = SimpleNamespace(log_stats=True, process_outputs=lambda *words, **named: heard.append((words, named)))
+    engine, tally = SimpleNamespace(log_stats=True, output_processor=processor), Tally()
+    listen(engine, tally, quiet)
+    assert (engine.log_stats, processor.log_stats) == (not quiet, not quiet)
+    step = [output(1, prompt=40, events=("queued", "scheduled")), output(3), output(0, events=("preempted", "x"))]
+    processor.process_outputs(step, 1.5, None, weight_version="v")
+    assert heard == [((step, 1.5, None), {"weight_version": "v"})]
+    assert (tally.prompt_tokens, tally.generation_tokens, tally.preemptions) == (40, 4, 1)

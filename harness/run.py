@@ -123,7 +123,7 @@ def open_sut(config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress
         sut = make_sut(config, tokenizer)
         journal = take_up(config, samples) if config.resume else None
         prepare_folder(config)
-        sut.open()
+        open_all(sut, guard)
         for line in describe_dialects([replica.backend.facts for replica in sut.replicas]):
             progress.say(line)
         yield System(sut, samples, tokenizer, guard, journal)
@@ -135,6 +135,16 @@ def open_sut(config: RunConfig, samples: Samples, tokenizer: Tokenizer, progress
         if journal is not None:
             journal.close()
         guard.close()
+
+
+def open_all(sut: SUT, guard: Guard) -> None:
+    """Start the replicas; where one of them cannot, the others are stopped too, and no thread stays behind."""
+    try:
+        sut.open()
+    except Exception:
+        guard.kill()
+        sut.close()
+        raise
 
 
 def describe_dialects(found: Iterable[Mapping[str, Any]]) -> list[str]:

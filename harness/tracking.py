@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,28 +87,40 @@ def refuse_unreachable(uri: str) -> None:
 def keep(result: RunResult, store: tuple[MlflowClient, str], parent: str | None = None) -> str:
     """Save a result as an MLflow run, below another if `parent` is one's id; its id. Raises SetupError if the store
     does not take it."""
-    from mlflow.entities import Metric, Param, RunTag
     from mlflow.exceptions import MlflowException
 
     client, experiment = store
     began = int(1000 * (result.content.get("started_at") or 0)) or None  # a test that never began has none
     try:
-        name = client.create_run(experiment, began, run_name=result.folder.name).info.run_id
-        tags = dict(verdict(result.content)) | ({"mlflow.parentRunId": parent} if parent else {})
-        client.log_batch(name, tags=[RunTag(key, value) for key, value in tags.items()])
-        parameters = [Param(key, value) for key, value in parameters_of(result.content["config"])]
-        for start in range(0, len(parameters), AT_ONCE):
-            client.log_batch(name, params=parameters[start : start + AT_ONCE])
-        metrics = [Metric(key, value, began or 0, 0) for key, value in figures_of(result.content)]
-        for start in range(0, len(metrics), METRICS_AT_ONCE):
-            client.log_batch(name, metrics=metrics[start : start + METRICS_AT_ONCE])
-        client.log_artifacts(name, str(result.folder))
-        client.set_terminated(name, "FINISHED" if result["status"] == "complete" else "KILLED")
+        name = str(client.create_run(experiment, began, run_name=result.folder.name).info.run_id)
+        try:
+            fill(client, name, result, began or 0, {"mlflow.parentRunId": parent} if parent else {})
+        except (MlflowException, OSError):
+            with suppress(MlflowException, OSError):  # what it has taken stays, and is no whole result
+                client.set_terminated(name, "FAILED")
+            raise
     except (MlflowException, OSError) as error:
         raise SetupError(
             f"the MLflow store has not taken the result, which stands in {result.folder}: {first_line(error)}"
         ) from error
-    return str(name)
+    return name
+
+
+def fill(client: MlflowClient, name: str, result: RunResult, began: int, tags: Mapping[str, str]) -> None:
+    """Put all of a result into an MLflow run and end that. Raises MlflowException or OSError."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    client.log_batch(
+        name, tags=[RunTag(key, value) for key, value in {**dict(verdict(result.content)), **tags}.items()]
+    )
+    parameters = [Param(key, value) for key, value in parameters_of(result.content["config"])]
+    for start in range(0, len(parameters), AT_ONCE):
+        client.log_batch(name, params=parameters[start : start + AT_ONCE])
+    metrics = [Metric(key, value, began, 0) for key, value in figures_of(result.content)]
+    for start in range(0, len(metrics), METRICS_AT_ONCE):
+        client.log_batch(name, metrics=metrics[start : start + METRICS_AT_ONCE])
+    client.log_artifacts(name, str(result.folder))
+    client.set_terminated(name, "FINISHED" if result["status"] == "complete" else "KILLED")
 
 
 def keep_folder(folder: Path, store: tuple[MlflowClient, str]) -> int:

@@ -20,7 +20,8 @@ import numpy as np
 from ray.cluster_utils import Cluster as Nodes
 
 from sut.backends import Generation, Plan
-from sut.backends.ray_engine import Cluster, RayEngine
+from sut.backends.ray_cluster import Cluster
+from sut.backends.ray_engine import RayEngine
 from sut.dispatch import Replica
 from sut.health import Deadlines
 from sut.query import TOKEN_DTYPE, Outcome, Query, Tokens

@@ -22,6 +22,8 @@ ORDER = [
     "sut.backends",
     "sut.backends.echo",
     "sut.backends.vllm_engine",
+    "sut.backends.ray_host",
+    "sut.backends.ray_cluster",
     "sut.backends.ray_engine",
     "sut.backends.http",
     "sut.backends.dialects",

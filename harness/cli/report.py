@@ -50,11 +50,11 @@ def report(
 
     refuse_foreign(output)
     sources = [read(folder) for folder in folders]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(output, build(sources, Options(texts, model, dataset)))
-    click.echo(f"Wrote {output} ({output.stat().st_size / 1e6:,.1f} MB)")
     if figures is not None:
         from harness.page.plates import save
 
         click.echo("\n".join(f"Wrote {path}" for path in save(sources, figures, form)))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(output, build(sources, Options(texts, model, dataset)))
+    click.echo(f"Wrote {output} ({output.stat().st_size / 1e6:,.1f} MB)")
     return 0

@@ -27,7 +27,7 @@ from harness.studies import findings
 from harness.studies.findings import Findings
 from sut.errors import ConfigError, SetupError
 
-STUDY, POINTS, FINDINGS, POINT = "study.json", "points", "findings.json", "point.json"
+STUDY, POINTS, FINDINGS, POINT, LOCK = "study.json", "points", "findings.json", "point.json", "study.lock"
 
 # Format of study.json.
 #   1   the first
@@ -93,13 +93,10 @@ def open_study(name: str, config: RunConfig, question: Mapping[str, Any]) -> Ite
     one that cannot be written.
     """
     folder, asked = config.output_dir, what_is_asked(name, config, question)
-    path = folder / STUDY
+    refuse_another(folder, asked)
     try:
-        refuse_another(folder, asked)
         (folder / POINTS).mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_whole(path, json.dumps(asked, indent=1) + "\n")
-        lock = path.open("r+")  # NFS locks for writing only what is open for it
+        lock = (folder / LOCK).open("w")  # NFS locks for writing only what is open for it
     except OSError as error:
         raise SetupError(f"cannot write to the output directory {folder}: {error.strerror}.") from error
     with lock:
@@ -108,7 +105,12 @@ def open_study(name: str, config: RunConfig, question: Mapping[str, Any]) -> Ite
         except BlockingIOError:
             raise ConfigError(f"another process is at work on the {name} in {folder}.") from None
         except OSError as error:
-            raise SetupError(f"{path} cannot be locked ({error.strerror}): choose another --output-dir.") from error
+            raise SetupError(
+                f"{lock.name} cannot be locked ({error.strerror}): choose another --output-dir."
+            ) from error
+        refuse_another(folder, asked)  # somebody else may have been first
+        if not (folder / STUDY).exists():
+            write_whole(folder / STUDY, json.dumps(asked, indent=1) + "\n")
         yield Study(name, folder)
 
 
@@ -124,7 +126,8 @@ def refuse_another(folder: Path, asked: Mapping[str, Any]) -> None:
     """Raises ConfigError for a folder that is not this study's."""
     path = folder / STUDY
     if not path.exists():
-        if (folder / results.RESULT).exists() or (folder / POINTS).exists():
+        foreign = (folder / POINTS).exists() and not (folder / LOCK).exists()
+        if (folder / results.RESULT).exists() or foreign:
             raise ConfigError(f"{folder} holds other results: choose another --output-dir, nothing is overwritten.")
         return
     known = read_object(path)

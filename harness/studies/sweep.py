@@ -234,8 +234,10 @@ def knee(rows: Sequence[Row]) -> Row | None:
 def row_of(result: RunResult, point: str, load: float) -> Row:
     """One point: rates per second and minute, seconds. `measured` says whether its figures mean anything: a test that
     came to its end, without a failed query or an error of LoadGen's."""
-    metrics, failures = result["metrics"], result["failures"]["count"]
+    failures = result["failures"]["count"]
     measured = result["status"] == "complete" and not failures and not result["loadgen"]["errors"]
+    metrics = result["metrics"] if measured else {}  # of what is not measured, no figure is shown
+    rate = metrics.get("samples_per_second")
     row: Row = {
         "point": point,
         "load": load,
@@ -247,10 +249,10 @@ def row_of(result: RunResult, point: str, load: float) -> Row:
         "queries": result["queries"],
         "failures": failures,
         "duration_s": result["duration_s"],
-        "source": metrics["source"],
-        "samples_per_second": metrics["samples_per_second"],
-        "requests_per_minute": 60 * metrics["samples_per_second"],
-        "tokens_per_second": metrics["tokens_per_second"],
+        "source": metrics.get("source"),
+        "samples_per_second": rate,
+        "requests_per_minute": None if rate is None else 60 * rate,
+        "tokens_per_second": metrics.get("tokens_per_second"),
     }
     for name in ("ttft", "tpot", "itl", "latency"):
         values = metrics.get(f"{name}_s") or {}
@@ -258,7 +260,7 @@ def row_of(result: RunResult, point: str, load: float) -> Row:
     row["itl_known_share"] = metrics.get("itl_known_share")
     row |= normalised(result) if measured else dict.fromkeys(NORMALISED)
     latency = row["latency_mean_s"]
-    row["power"] = row["samples_per_second"] / latency if measured and latency else None
+    row["power"] = rate / latency if rate is not None and latency else None
     return row
 
 

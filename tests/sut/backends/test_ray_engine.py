@@ -8,16 +8,9 @@ import socket
 import pytest
 
 from sut.backends import Generation, Plan, ray_engine
-from sut.backends.ray_engine import (
-    FAILURES,
-    Done,
-    Group,
-    connect,
-    groups_of,
-    make_replicas,
-    outcome_of,
-    refuse_unreachable,
-)
+from sut.backends.ray_cluster import Group, connect, groups_of, refuse_unreachable
+from sut.backends.ray_engine import FAILURES, make_replicas, outcome_of
+from sut.backends.ray_host import Done
 from sut.errors import BackendError, Rejected, ReplicaDied, SetupError
 
 PLAN = Plan(2, "model", "auto", None, Generation(8))

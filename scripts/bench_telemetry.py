@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, sleep, thread_time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ from harness.progress import Progress
 from harness.run import System, make_sut, open_sut, run_test
 from harness.scraper import scrape_all
 from harness.sensors import Asked, Heard, Sensors
+from sut.backends.vllm_engine import Tally
 from sut.guard import Guard
 from sut.query import NO_TOKENS, Outcome, Query, Tokens
 from sut.work import Work
@@ -207,6 +209,12 @@ def parts(seconds: float) -> None:
             work.loop_lags.extend([0.0] * 50)
             own.pulse(work, perf_counter())
         print(f"a pulse with {count} replicas: {1e6 * (thread_time() - before) / pulses:.0f} µs of CPU", flush=True)
+    output = SimpleNamespace(new_token_ids=[7], prefill_stats=None, events=None)
+    tally, step, steps = Tally(), [output] * 256, 2_000
+    before = thread_time()
+    for _ in range(steps):
+        tally.count(step, None)
+    print(f"counting an engine's token: {1e6 * (thread_time() - before) / (256 * steps):.2f} µs of CPU", flush=True)
     stubs = [Stub(Measurement("", "", 128, 100, 0, "", ""), max(os.sched_getaffinity(0)), size) for size in (0, BIG)]
     asked: dict[str, dict[str, str]] = {"no servers": {}} | {
         f"{PAGES} servers' {what}": {f"page-{number}": f"{stub.url}/metrics" for number in range(PAGES)}

@@ -194,8 +194,12 @@ def why(result: RunResult) -> str:
     first = str(result["failures"]["first"] or "")
     if result["status"] == "complete" and "the test was hopeless: " in first:
         return first.split("the test was hopeless: ")[1]
-    reasons = result["invalid_reasons"]
-    return str(reasons[0]).removeprefix("LoadGen says INVALID: ") if reasons else ""
+    reasons = [str(reason) for reason in result["invalid_reasons"]]
+    return (
+        " ".join(reasons[0].removeprefix("LoadGen says INVALID: ").replace(" * ", " ").split()).rstrip(".")
+        if reasons
+        else ""
+    )
 
 
 # -- what was found ---------------------------------------------------------------------------------------------------
@@ -246,7 +250,7 @@ def row_of(made: Made) -> dict[str, Any]:
     verdict = "VALID" if result["valid"] else "INVALID, stopped" if cut else "INVALID"
     return {
         "rate": made.ask.rate,
-        "stage": "full length" if made.ask.full else made.ask.level,
+        "stage": CONFIRMATION if made.name == CONFIRMATION else "full length" if made.ask.full else made.ask.level,
         "seconds": result.content.get("duration_s"),
         "queries": int(result["queries"]),
         "verdict": verdict,

@@ -34,13 +34,25 @@ from harness.cli.track import track
 USAGE, SETUP, INTERRUPTED = 2, 3, 130
 
 
+COMMANDS = {
+    "Tests": (run, accuracy, compliance, dataset),
+    "Studies": (peak, sweep, context, layouts, compare, fleet, readiness),
+    "Results": (report, submission, track),
+}
+
+
 class DefaultToRun(click.Group):
-    """`run` is meant where the first word is an option."""
+    """`run` is meant where the first word is an option; --help lists the commands by what they are for."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0].startswith("-") and args[0] not in ("--help", "--version"):
             args.insert(0, "run")
         return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl([(command.name or "", command.get_short_help_str(90)) for command in commands])
 
 
 @click.group(cls=DefaultToRun, context_settings={"help_option_names": ["--help"], "max_content_width": 110})
@@ -56,23 +68,7 @@ def cli() -> None:
     """
 
 
-for command in (
-    run,
-    dataset,
-    accuracy,
-    compliance,
-    submission,
-    peak,
-    sweep,
-    context,
-    compare,
-    readiness,
-    report,
-    track,
-    layouts,
-    fleet,
-    fleet_member,
-):
+for command in (*(command for group in COMMANDS.values() for command in group), fleet_member):
     cli.add_command(command)
 
 

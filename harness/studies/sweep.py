@@ -305,7 +305,7 @@ def summary(row: Row) -> str:
 
 def find(asked: Sweep, config: RunConfig, rows: Sequence[Row]) -> Findings:
     best = knee(rows)
-    marked = [{**row, "mark": mark(row, best, not asked.closed and fell_short(row, rows))} for row in rows]
+    marked = [{**row, "mark": mark(row, best, disturbed(row, rows))} for row in rows]
     bounds = limits(config)
     return Findings(
         "sweep",
@@ -318,19 +318,19 @@ def find(asked: Sweep, config: RunConfig, rows: Sequence[Row]) -> Findings:
     )
 
 
-def fell_short(row: Row, rows: Sequence[Row]) -> bool:
-    """Whether a rate was too much although a higher one was served more than that: no load explains it."""
-    return overloaded(row) and any(
-        other["measured"] and other["load"] > row["load"] and other["samples_per_second"] > 0.95 * row["load"]
+def disturbed(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether a point took at least twice as long as one of a higher load: it was not the load."""
+    return bool(row["measured"]) and any(
+        other["measured"] and other["load"] > row["load"] and row["latency_mean_s"] > 2 * other["latency_mean_s"]
         for other in rows
     )
 
 
-def mark(row: Row, best: Row | None, short: bool) -> str:
+def mark(row: Row, best: Row | None, odd: bool) -> str:
     """What the table says beside a point."""
     words = ["knee"] if row is best else []
     words += ["client-limited"] if row["client_limited"] else []
-    words += ["fell short"] if short else []
+    words += ["disturbed"] if odd else []
     return ", ".join(words + ([] if row["measured"] else ["not measured"]))
 
 
@@ -389,8 +389,11 @@ def notes(asked: Sweep, rows: Sequence[Row], bounds: Mapping[str, float]) -> lis
         said.append(f"LoadGen's limits at p99: {shown(bounds)}.")
     if any(row["client_limited"] for row in rows):
         said.append("client-limited: the harness itself was in the way there, so its figures are not the system's.")
-    if not asked.closed and any(fell_short(row, rows) for row in rows):
-        said.append("fell short: more was served at a higher load, so something else disturbed it: sweep again.")
+    if any(disturbed(row, rows) for row in rows):
+        said.append(
+            "disturbed: twice as slow as a higher load or worse, so it was not the load. Without its folder, the same "
+            "command measures it again."
+        )
     bad = [row for row in rows if not row["valid"]]
     said += [f"{row['load']:g} {asked.unit}: {row['why']}" for row in bad[:2]]
     if len(bad) > 2:

@@ -274,8 +274,8 @@ def test_the_findings_name_the_knee_the_most_and_the_highest_valid() -> None:
 def test_a_point_that_was_disturbed_is_said_to_be() -> None:
     bad = {"valid": False, "loadgen": "INVALID", "why": "LoadGen says INVALID"}
     found = find(RATES, echo(), [row(10, 10, 0.2), row(20, 9, 5.0, **bad), row(40, 38, 0.3), row(80, 45, 9.0, **bad)])
-    assert [one["mark"] for one in found.rows] == ["", "fell short", "knee", ""], "80 is beyond what can be served"
-    assert any(note.startswith("fell short: more was served at a higher load") for note in found.notes)
+    assert [one["mark"] for one in found.rows] == ["", "disturbed", "knee", ""], "80 is beyond what can be served"
+    assert any(note.startswith("disturbed: twice as slow as a higher load or worse") for note in found.notes)
     assert found.headline.endswith("LoadGen calls 40 VALID, and nothing above, but not all below.")
 
 

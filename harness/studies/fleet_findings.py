@@ -153,25 +153,26 @@ def start_skew(measured: Sequence[Measured]) -> float | None:
     return max((max(row) - min(row) for row in starts if None not in row), default=None)
 
 
-def timeline(runs: Mapping[str, RunResult]) -> list[dict[str, Any]]:
-    """Samples/s over time by member, in steps of equal width, from the first clock's start."""
-    done = {name: completions(run) for name, run in runs.items() if run["started_at"] is not None}
-    if not any(len(times) for times in done.values()):
+def timeline(runs: Mapping[str, RunResult], in_turn: bool = False) -> list[dict[str, Any]]:
+    """Samples/s over time by member, in steps of equal width: from the first clock's start, or, where they ran in turn,
+    one behind the other without the pauses between."""
+    known = {name: run for name, run in runs.items() if run["started_at"] is not None}
+    done = {name: completions(run) - run["started_at"] for name, run in known.items()}
+    lengths = {name: float(times[-1]) for name, times in done.items() if len(times)}
+    if not lengths:
         return []
-    zero = min(runs[name]["started_at"] for name in done)
-    ends = max(float(times[-1]) for times in done.values() if len(times)) - zero
-    width = nice_width(ends / BINS)
-    edges = np.arange(0.0, ends + width, width)
-    rows = []
-    for name, times in done.items():
-        counts, _ = np.histogram(times - zero, edges)
-        first, last = runs[name]["started_at"] - zero, float(times[-1]) - zero if len(times) else 0.0
-        rows += [
-            {"member": name, "t": float(edge), "rate": count / width}
-            for edge, count in zip(edges[:-1], counts.tolist(), strict=True)
-            if first - width <= edge <= last
-        ]
-    return rows
+    first = min(run["started_at"] for run in known.values())
+    offsets, end = {}, 0.0
+    for name, length in lengths.items():
+        offsets[name] = end if in_turn else known[name]["started_at"] - first
+        end = max(end, offsets[name] + length)
+    width = nice_width(end / BINS)
+    return [
+        {"member": name, "t": offsets[name] + step * width, "rate": count / width}
+        for name, length in lengths.items()
+        for step, count in enumerate(np.bincount((done[name] / width).astype(int)).tolist())
+        if step * width <= length
+    ]
 
 
 def nice_width(least: float) -> float:
@@ -231,11 +232,9 @@ def notes(measured: Sequence[Measured], rows: Sequence[Mapping[str, Any]]) -> li
 def draw(measured: Sequence[Measured]) -> Spec | None:
     """The first round over time, all at once and one after another."""
     panels = []
-    for title, runs in (
-        ("all at once", {own.member.name: first for own in measured if (first := first_of(own.together))}),
-        ("one after another", {own.member.name: first for own in measured if (first := first_of(own.alone))}),
-    ):
-        rows = timeline(runs)
+    together = {own.member.name: first for own in measured if (first := first_of(own.together))}
+    alone = {own.member.name: first for own in measured if (first := first_of(own.alone))}
+    for title, rows in (("all at once", timeline(together)), ("one after another", timeline(alone, in_turn=True))):
         if rows:
             paint = colour("member", "model", sort=[own.member.name for own in measured])
             mark = line(

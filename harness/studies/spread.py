@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from math import exp, log, sqrt
 from typing import NamedTuple
 
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""Student's t, two-sided 95 %, for 1 to 15 degrees of freedom."""
+from harness.studies.change import t_quantile
 
 
 def t_95(freedom: int) -> float:
-    """Student's t for an interval of 95 %; above 15 degrees of freedom within 0.5 %."""
-    return _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.5 / freedom
+    """Student's t for a two-sided interval of 95 %."""
+    return t_quantile(0.975, freedom)
 
 
 class Ratio(NamedTuple):

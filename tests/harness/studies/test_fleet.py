@@ -217,7 +217,15 @@ def test_a_timeline_counts_right_answers_from_the_first_clock_on(tmp_path: Path)
     assert {row["member"] for row in rows} == {"a", "b"}
     width = rows[1]["t"] - rows[0]["t"]
     assert sum(row["rate"] * width for row in rows if row["member"] == "a") == pytest.approx(99)
-    assert min(row["t"] for row in rows if row["member"] == "b") >= 1.7
+    assert min(row["t"] for row in rows if row["member"] == "b") == pytest.approx(2.0)
+
+
+def test_tests_in_turn_are_drawn_without_the_pause_of_hours_between(tmp_path: Path) -> None:
+    first = made_up(tmp_path / "1", 10, began=1000.0, seconds=10)
+    second = made_up(tmp_path / "2", 5, began=90_000.0, seconds=10)
+    rows = timeline({"a": first, "b": second}, in_turn=True)
+    assert min(row["t"] for row in rows if row["member"] == "b") == pytest.approx(9.9)
+    assert max(row["t"] for row in rows) < 20
 
 
 def test_a_run_that_never_began_has_no_timeline(tmp_path: Path) -> None:

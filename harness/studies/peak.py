@@ -227,7 +227,7 @@ def conclude(
         headline=headline(config, terms, answer, confirmation),
         columns=COLUMNS,
         rows=rows,
-        notes=notes(terms, made, answer, confirmation),
+        notes=notes(config, made, answer, confirmation),
         figure=draw(rows, terms, answer, config),
         extra={
             "peak_qps": answer.rate,
@@ -280,7 +280,7 @@ def headline(config: RunConfig, terms: Terms, answer: Answer, confirmation: Made
     return f"PEAK about {answer.rate:g} queries/s of {what}: an estimate, no test of full length was run."
 
 
-def notes(terms: Terms, made: Sequence[Made], answer: Answer, confirmation: Made | None) -> list[str]:
+def notes(config: RunConfig, made: Sequence[Made], answer: Answer, confirmation: Made | None) -> list[str]:
     said = []
     if answer.rate is not None:
         invalid = [

@@ -1,7 +1,7 @@
 """What `peak` finds, and in what time, beside plain bisection with tests of full length.
 
     python scripts/bench_peak.py            in virtual time: server shapes x 20 seeds, tests of 600 s; some minutes
-    python scripts/bench_peak.py --real 20  by real LoadGen on the echo simulator, tests of 60 s; some 40 minutes
+    python scripts/bench_peak.py --real 8   by real LoadGen on the echo simulator, tests of 120 s; some 25 minutes
 
 Both know what an Offline run tells: the capacity. Plain bisection tries rates between 0 and 1.1 times the capacity to
 the end of each test until the interval is 2 % wide, and answers its lower end; `peak` begins at 0.9 times the capacity.
@@ -107,11 +107,11 @@ def full_test(rate: float, terms: Terms) -> Ask:
 
 # -- by real LoadGen --------------------------------------------------------------------------------------------------
 
-REAL_SECONDS = 60.0
-ECHO = {"slots": 128, "ttft": 0.02, "tpot": 0.004, "tokens": "20-120", "jitter": 0.2}
-REAL_CAPACITY = 128 / (0.02 + 0.004 * 69)
-AT_ONCE = 10
-"""Seeds side by side: each needs some percent of a core."""
+REAL_SECONDS = 120.0
+ECHO = {"slots": 32, "ttft": 0.2, "tpot": 0.04, "tokens": "20-60", "jitter": 0.2}
+REAL_CAPACITY = 32 / (0.2 + 0.04 * 39)
+AT_ONCE = 8
+"""Seeds side by side: each needs about a percent of a core."""
 
 
 def real_config(seed: int, folder: Path) -> RunConfig:
@@ -127,16 +127,10 @@ def try_real(seed: int) -> Row:
         found, spent, probes = real_peak(seed, Path(folder) / "peak", [])
         quick, quick_spent, _ = real_peak(seed, Path(folder) / "quick", ["--quick"])
     truth = plain["truth"]
-    return Row(
-        found / truth - 1,
-        spent,
-        probes,
-        quick / truth - 1,
-        quick_spent,
-        plain["low"] / truth - 1,
-        plain["spent"],
-        plain["tests"],
-    )
+    low = plain["low"] / truth - 1
+    row = Row(found / truth - 1, spent, probes, quick / truth - 1, quick_spent, low, plain["spent"], plain["tests"])
+    print(f"seed {seed}: {truth:.4g} queries/s; {row}", file=sys.stderr, flush=True)
+    return row
 
 
 def real_peak(seed: int, folder: Path, more: Sequence[str]) -> tuple[float, float, int]:
@@ -217,7 +211,7 @@ def main() -> None:
     tell_head()
     if asked.real:
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            tell("real LoadGen, echo, 128 slots", list(pool.map(try_real, range(asked.real))))
+            tell("real LoadGen, echo, 32 slots", list(pool.map(try_real, range(asked.real))))
     else:
         every: list[Row] = []
         with ProcessPoolExecutor(asked.workers) as pool:

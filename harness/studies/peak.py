@@ -227,7 +227,7 @@ def conclude(
         headline=headline(config, terms, answer, confirmation),
         columns=COLUMNS,
         rows=rows,
-        notes=notes(terms, made, answer, confirmation),
+        notes=notes(config, made, answer, confirmation),
         figure=draw(rows, terms, answer, config),
         extra={
             "peak_qps": answer.rate,
@@ -280,20 +280,31 @@ def headline(config: RunConfig, terms: Terms, answer: Answer, confirmation: Made
     return f"PEAK about {answer.rate:g} queries/s of {what}: an estimate, no test of full length was run."
 
 
-def notes(terms: Terms, made: Sequence[Made], answer: Answer, confirmation: Made | None) -> list[str]:
+def notes(config: RunConfig, made: Sequence[Made], answer: Answer, confirmation: Made | None) -> list[str]:
     said = []
     if answer.rate is not None:
-        invalid = [
-            one.ask.rate for one in made if one.ask.full and not one.result["valid"] and one.ask.rate > answer.rate
-        ]
-        if invalid:
-            said.append(f"The next rate above it that was tried, {min(invalid):g}, is INVALID.")
+        said.append(f"For user.conf: {conf_line(config, answer.rate)}")
+        said += neighbours([one for one in made if one.ask.full], answer.rate)
         if answer.note:
             said.append(f"{answer.note[0].upper()}{answer.note[1:]}.")
         if not answer.confirmed and confirmation is None:
             said.append("What short probes point to may be off by up to a tenth: leave --quick out, or add --confirm.")
     if limited := [f"{one.ask.rate:g}" for one in made if one.result["client_limited"]]:
         said.append(f"Client-limited, the harness itself was in the way: at {', '.join(limited)} queries/s.")
+    return said
+
+
+def neighbours(full: Sequence[Made], peak: float) -> list[str]:
+    """What the tests of full length say at the peak and around it."""
+    said = []
+    tried = [bool(one.result["valid"]) for one in full if one.ask.rate == peak]
+    if len(tried) > 1:
+        said.append(f"VALID in {sum(tried)} of {len(tried)} tests at that rate.")
+    bad = sorted({one.ask.rate for one in full if not one.result["valid"]})
+    if above := [rate for rate in bad if rate > peak]:
+        said.append(f"The next rate above it that was tried, {above[0]:g}, is INVALID.")
+    if below := ", ".join(f"{rate:g}" for rate in bad if rate < peak):
+        said.append(f"Lower rates were INVALID too ({below}): runs differ here by more than the answer's precision.")
     return said
 
 

@@ -62,6 +62,7 @@ def test_a_search_that_is_killed_goes_on_and_finished_probes_stay_as_they_are(tm
     saved = json.loads((folder / "findings.json").read_text())
     assert saved == found
     assert found["user_conf"] == f"demo.Server.target_qps = {found['peak_qps']:g}"
+    assert f"For user.conf: {found['user_conf']}" in done.out
     assert found["valid_at_full_length"] is True
     assert done.code == (0 if found["confirmed"] else 4)
     assert done.out.startswith("PEAK " if found["confirmed"] else "NOT CONFIRMED")

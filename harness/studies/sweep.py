@@ -433,7 +433,7 @@ def columns(asked: Sweep, rows: Sequence[Row]) -> list[Column]:
 
 # -- the figure -------------------------------------------------------------------------------------------------------
 
-STATES = {"VALID": "circle", "INVALID": "cross", "client-limited": "triangle-up"}
+STATES = {"VALID": "circle", "INVALID": "cross", "client-limited": "triangle-up", "disturbed": "diamond"}
 
 Series = Sequence[tuple[str, str]]
 """Lines of a panel: what each is called, and the rows' key."""
@@ -441,8 +441,7 @@ Series = Sequence[tuple[str, str]]
 
 def draw(asked: Sweep, config: RunConfig, rows: Sequence[Row], best: Row | None, bounds: Mapping[str, float]) -> Spec:
     """TTFT, TPOT, normalised latency and throughput over the load; then latency over throughput both ways."""
-    fit = [{**row, "state": "client-limited" if row["client_limited"] else row["loadgen"]} for row in rows]
-    fit = [row for row in fit if row["measured"]]
+    fit = [{**row, "state": state(row, rows)} for row in rows if row["measured"]]
     offered = "queries in flight" if asked.closed else "offered load, queries/s"
     at = [] if best is None else limit(best["load"], "knee", "x")
     itl: Series = [("ITL p50", "itl_p50_s"), ("ITL p99", "itl_p99_s")] if any(r["itl_p99_s"] for r in fit) else []
@@ -469,10 +468,17 @@ def draw(asked: Sweep, config: RunConfig, rows: Sequence[Row], best: Row | None,
     return stack(panels, "Throughput and latency by load", subtitle, columns=2)
 
 
+def state(row: Row, rows: Sequence[Row]) -> str:
+    """What a point's shape says: LoadGen's verdict, unless its figures are not the system's."""
+    if row["client_limited"]:
+        return "client-limited"
+    return "disturbed" if disturbed(row, rows) else str(row["loadgen"])
+
+
 def one_panel(
     rows: Sequence[Row], across: str, title: str, series: Series, name: str, more: Sequence[Spec], scale: str = "log"
 ) -> Spec:
-    """Lines over one key of the rows, each point shaped by LoadGen's verdict. Logarithmic, since loads are geometric
+    """Lines over one key of the rows, each point shaped by its state. Logarithmic, since loads are geometric
     and latencies explode; over throughput the first line's points say their load."""
     long = [
         {"x": row[across], "y": row[key], "line": label, "state": row["state"], "load": row["load"]}

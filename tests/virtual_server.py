@@ -118,6 +118,9 @@ class VirtualLoadGen:
         late = np.sort(np.concatenate((firsts[ttft > limits.ttft], ends[tpot > limits.tpot])))
         valid = highest_but(ttft, over) <= limits.ttft and highest_but(tpot, over) <= limits.tpot and over >= 0
         stop = inf if valid or self.to_the_end or len(late) <= over else late[max(0, over)]
+        crowd = arrivals[np.arange(1, queries + 1) - np.searchsorted(np.sort(ends), arrivals) > ask.in_flight]
+        crowded = not self.to_the_end and len(crowd) > 0 and crowd[0] < stop
+        stop = float(crowd[0]) if crowded else stop
         seen = firsts <= stop
         self.spent += self._length(ask, arrivals, ends, stop)
         self.tests += 1
@@ -126,13 +129,14 @@ class VirtualLoadGen:
             level=ask.level,
             full=ask.full,
             rate=ask.rate,
-            valid=bool(valid),
+            valid=bool(valid) and not crowded,
             seen=int(seen.sum()),
             over=max(0, over),
             ttft=highest_but(ttft[seen], over),
             tpot=highest_but(tpot[done], over) if done.any() else 0.0,
             base=float(np.quantile(ttft[seen], 0.02)),
-            cut=stop < inf,
+            cut=stop < inf and not crowded,
+            crowded=ask.in_flight if crowded else 0,
             latency=float(np.quantile((ends - arrivals)[done], 0.99)) if done.any() else 0.0,
         )
 

@@ -171,6 +171,7 @@ def read_probe(result: RunResult, ask: Ask, over: int, terms: Terms) -> Probe | 
         base=float(np.quantile(ttft, 0.02)),
         latency=float(np.quantile(latency, terms.limits.percentile)) if done.any() else 0.0,
         cut=is_cut(result),
+        crowded=ask.in_flight if is_crowded(result) else 0,
         client_limited=bool(result["client_limited"]),
     )
 
@@ -189,8 +190,16 @@ def is_cut(result: RunResult) -> bool:
     return "abandoned" in result["failures"]["by_kind"]
 
 
+def is_crowded(result: RunResult) -> bool:
+    """Whether LoadGen itself ended a test that nobody had called hopeless."""
+    ended = any("Too many outstanding queries" in str(error) for error in result["loadgen"]["errors"])
+    return ended and not is_cut(result)
+
+
 def why(result: RunResult) -> str:
     """Why a test is not valid, in a few words."""
+    if is_crowded(result):
+        return "no verdict: more queries were outstanding than expected"
     first = str(result["failures"]["first"] or "")
     if result["status"] == "complete" and "the test was hopeless: " in first:
         return first.split("the test was hopeless: ")[1]

@@ -17,7 +17,7 @@ A `quick` search has estimates for its stage 2: some longer probes at the edge, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, log, sqrt
 from statistics import median
 
@@ -106,7 +106,7 @@ class Terms:
 @dataclass(frozen=True)
 class Ask:
     """A probe to be made: at least so many seconds and queries. `full` is the test itself, in whole passes over the
-    samples. A probe with more than `in_flight` queries outstanding is hopeless."""
+    samples. LoadGen ends a probe with more than `in_flight` queries outstanding."""
 
     level: str
     full: bool
@@ -133,6 +133,9 @@ class Probe:
     base: float
     latency: float
     cut: bool = False
+    """Brought to an end because it was hopeless."""
+    crowded: int = 0
+    """How many queries outstanding ended the probe before it was known whether it was hopeless: no verdict."""
     client_limited: bool = False
 
 
@@ -148,6 +151,10 @@ class Answer:
 
 def next_step(terms: Terms, history: Sequence[Probe]) -> Ask | Answer:
     """The next probe, or the answer."""
+    if history and history[-1].crowded:
+        last = history[-1]
+        return replace(_ask(terms, history, last.level, last.rate, last.full), in_flight=4 * last.crowded)
+    history = [probe for probe in history if not probe.crowded]
     if len(history) >= MOST_PROBES:
         best, _ = _around_peak([probe for probe in history if probe.full])
         return Answer(best, best is not None, f"the search came to no end in {len(history)} probes")
@@ -328,12 +335,13 @@ def _slope(one: Probe, other: Probe) -> float:
     return log(other.tpot / one.tpot) / log(other.rate / one.rate)
 
 
-def _ask(terms: Terms, history: Sequence[Probe], level: str, rate: float) -> Ask:
-    """A probe of a level at a rate; as long as the full test if that is no longer."""
+def _ask(terms: Terms, history: Sequence[Probe], level: str, rate: float, full: bool = False) -> Ask:
+    """A probe of a level at a rate; as long as the full test if that is no longer. By Little's law a test is crowded
+    well below twice the queries that its rate brings while one is waited for and answered."""
     rate = _rounded(rate)
     known = [probe.latency for probe in history if probe.valid]
     in_flight = int(2 * rate * (terms.limits.ttft + (max(known) if known else terms.longest))) + 16
-    if level != FULL:
+    if level != FULL and not full:
         queries = needed(OUTLIERS[level], terms.limits.percentile)
         seconds = SHARE[level] * terms.seconds
         if terms.count(rate, seconds, queries, 1) < terms.full(rate):

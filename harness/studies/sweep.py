@@ -444,9 +444,9 @@ def draw(asked: Sweep, config: RunConfig, rows: Sequence[Row], best: Row | None,
     fit = [{**row, "state": state(row, rows)} for row in rows if row["measured"]]
     offered = "queries in flight" if asked.closed else "offered load, queries/s"
     at = [] if best is None else limit(best["load"], "knee", "x")
-    itl: Series = [("ITL p50", "itl_p50_s"), ("ITL p99", "itl_p99_s")] if any(r["itl_p99_s"] for r in fit) else []
-    ttft: Series = [("p50", "ttft_p50_s"), ("p99", "ttft_p99_s")]
-    tpot: Series = [(f"{'TPOT ' * bool(itl)}{name}", f"tpot_{name}_s") for name in ("p50", "p99")]
+    itl: Series = [("ITL p99", "itl_p99_s")] if any(row["itl_p99_s"] for row in fit) else []
+    ttft: Series = [("TTFT p50", "ttft_p50_s"), ("TTFT p99", "ttft_p99_s")]
+    tpot: Series = [("TPOT p50", "tpot_p50_s"), ("TPOT p99", "tpot_p99_s")]
     over: Series = [("over output tokens", "per_output_token_mean_s"), ("over all tokens", "per_token_mean_s")]
     curve: Series = [("TTFT p99", "ttft_p99_s"), ("TPOT p99", "tpot_p99_s"), *over]
     reach: Series = [("samples/s", "samples_per_second")]
@@ -491,8 +491,9 @@ def one_panel(
         x("x", title, scale={"type": scale, "nice": False, "zero": False, "padding": 16}),
         y("y", "", scale={"type": "log"}, axis={"title": None}),
         {"order": {"field": "load"}},
-        colour("line", legend={"title": None, "orient": "bottom"}),
     ]
+    if len(series) > 1:  # all panels share one legend, of as many lines as there are colours
+        channels.append(colour("line", legend={"title": None, "orient": "bottom"}))
     shape = {"shape": {"field": "state", "type": "nominal", "scale": shapes, "legend": {"title": None}}}
     layers = [line(*channels, points=False), dots(*channels, shape, size=70), *more]
     if scale == "linear":

@@ -190,8 +190,13 @@ def test_framings_say_the_same(chunked: bool) -> None:
             assert (len(reads) == 1) == (framing == "many")
             writes = stub.truth()["writes"] // 2
             assert framing != "byte" or writes == len(b"".join(reads))
-            # Some read ends within a character of two bytes.
-            assert framing != "split" or any(read.endswith("é".encode()[:1]) for read in reads)
+            # Some read ends within a character of two bytes, unless a busy machine brings two writes in each of them.
+            for _ in range(20):
+                if framing != "split" or any(read.endswith("é".encode()[:1]) for read in reads):
+                    break
+                reads, _ = talk(stub, COMPLETIONS, TEXT)
+            else:
+                raise AssertionError("no read ended within a character")
     assert answers["frame"] == answers["byte"] == answers["many"] == answers["split"]
 
 

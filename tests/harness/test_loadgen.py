@@ -32,6 +32,7 @@ ALWAYS = {
     "mlperf_log_accuracy.json",
     "user.conf",
     "samples.parquet",
+    "timeline.parquet",
     "result.json",
 }
 

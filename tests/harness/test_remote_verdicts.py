@@ -30,7 +30,7 @@ SCENARIOS = {
 QUERIES = {"Offline": 128, "Server": 512}
 POLICIES = ("strict", "resilient")
 
-LIMIT = 15.0
+LIMIT = 40.0
 """Seconds after which a run has hung."""
 
 TOKENS = 32

@@ -78,7 +78,7 @@ def test_a_file_of_a_person_is_not_written_over(tmp_path: Path, here: Path, caps
 
 def test_charts_are_written_beside(tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["report", str(make_study(tmp_path / "sweep")), "--figures", "plates"]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == ["Wrote plates/figure.svg"]
+    assert capsys.readouterr().out.splitlines()[:1] == ["Wrote plates/figure.svg"]
     assert (here / "plates" / "figure.svg").read_text().startswith("<svg")
 
 

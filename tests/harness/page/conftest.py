@@ -30,7 +30,7 @@ class Looked:
         return self.page.locator(".browser")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is there, playwright's own event loop runs: no other can
 def chromium() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -943,7 +943,8 @@ def test_the_command_in_the_readme_makes_the_same_run(
     words = shlex.split(documents.command(found))
     assert words[:4] == ["python", "-m", "harness", "run"]
     options = run_command.make_context("run", words[4:]).params
-    own = {name: value for name, value in options.items() if name not in ("as_json", "quiet", "dry_run", "debug")}
+    talk = ("as_json", "quiet", "dry_run", "debug", "mlflow_uri")
+    own = {name: value for name, value in options.items() if name not in talk}
     again, recorded = as_json(resolve(**own)), dict(found.config)
     for name in ("settings", "min_duration", "min_queries", "chosen", "user_conf"):
         again.pop(name), recorded.pop(name)  # fitted to the dataset, once it was read

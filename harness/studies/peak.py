@@ -192,8 +192,8 @@ def is_cut(result: RunResult) -> bool:
 
 def is_crowded(result: RunResult) -> bool:
     """Whether LoadGen itself ended a test that nobody had called hopeless."""
-    ended = any("Too many outstanding queries" in str(error) for error in result["loadgen"]["errors"])
-    return ended and not is_cut(result)
+    errors = results.read_detail(result.folder / results.DETAIL).errors
+    return not is_cut(result) and any("Too many outstanding queries" in error for error in errors)
 
 
 def why(result: RunResult) -> str:

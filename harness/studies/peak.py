@@ -21,7 +21,7 @@ from harness.conf import round_settings
 from harness.config import RunConfig
 from harness.early_stopping import allowed_over
 from harness.figures import BAD, GOOD, Spec, colour, dots, limit, panel, stack, x, y
-from harness.results import DETAIL, RunResult, read_detail
+from harness.results import RunResult
 from harness.studies.findings import Column, Findings
 from harness.studies.replay import highest_but
 from harness.studies.rig import Rig
@@ -192,9 +192,8 @@ def is_cut(result: RunResult) -> bool:
 
 def is_crowded(result: RunResult) -> bool:
     """Whether LoadGen itself ended a test that nobody had called hopeless."""
-    if not result["loadgen"]["errors"] or is_cut(result):
-        return False
-    return any("Too many outstanding queries" in error for error in read_detail(result.folder / DETAIL).errors)
+    errors = results.read_detail(result.folder / results.DETAIL).errors
+    return not is_cut(result) and any("Too many outstanding queries" in error for error in errors)
 
 
 def why(result: RunResult) -> str:

@@ -133,6 +133,23 @@ def test_probes_are_long_enough_for_early_stopping_and_their_bound_grows_with_th
         assert ask.in_flight == 2 * rate * 32 + 16
 
 
+def test_a_probe_that_was_ended_for_its_crowd_is_made_again_with_more_room_and_counts_for_nothing() -> None:
+    """Every probe that is new gets too little room here."""
+    server = VirtualServer()
+    terms = terms_of(server)
+    loadgen, history = VirtualLoadGen(server, terms), list[Probe]()
+    while isinstance(step := next_step(terms, history), Ask):
+        if history and history[-1].crowded:
+            assert (step.level, step.full, step.rate) == (history[-1].level, history[-1].full, history[-1].rate)
+            assert step.in_flight == 4 * history[-1].crowded
+            history.append(loadgen.test(step))
+        else:
+            history.append(loadgen.test(replace(step, in_flight=40)))
+    assert any(probe.crowded for probe in history)
+    assert not any(probe.valid for probe in history if probe.crowded)
+    assert step.rate == pytest.approx(find_truth(server, terms), rel=TOLERANCE)
+
+
 def test_the_next_probe_depends_on_the_history_alone() -> None:
     server = VirtualServer()
     terms = terms_of(server)

@@ -297,7 +297,7 @@ def notes(config: RunConfig, made: Sequence[Made], answer: Answer, confirmation:
         if answer.note:
             said.append(f"{answer.note[0].upper()}{answer.note[1:]}.")
         if not answer.confirmed and confirmation is None:
-            said.append("What short probes point to may be off by up to a tenth: leave --quick out, or add --confirm.")
+            said.append("What short probes point to may be off by 10 % and more: leave --quick out, or add --confirm.")
     if limited := [f"{one.ask.rate:g}" for one in made if one.result["client_limited"]]:
         said.append(f"Client-limited, the harness itself was in the way: at {', '.join(limited)} queries/s.")
     return said

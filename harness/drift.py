@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.accuracy import ROWS, Floats, interval
+from harness.tables import whole_parquet
 from sut.errors import SetupError
 
 _NEEDED = ("sample_index", "id", "output_tokens", "crc32")
@@ -23,18 +24,13 @@ def read_rows(place: Path) -> dict[str, Any]:
     """The columns that an earlier run saved: its directory, that of a submission's runs, or the file itself. Raises
     SetupError."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     path = place / ROWS if place.is_dir() else place
     if not path.exists() and (place / "accuracy" / ROWS).is_file():
         path = place / "accuracy" / ROWS
     if not path.is_file():
         raise SetupError(f"{path} is not there: score that run first, with `accuracy {place} --output FOLDER`.")
-    try:
-        table = pq.read_table(path)
-        table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
-        raise SetupError(f"cannot read {path} as parquet ({str(error).splitlines()[0]}).") from error
+    table = whole_parquet(path)
     if lacking := [name for name in _NEEDED if name not in table.column_names]:
         raise SetupError(f"{path} has no column {lacking[0]!r}: name a file {ROWS}, or a run that has one.")
     numbers = ["sample_index", "output_tokens", "crc32", *(name for name in table.column_names if _is_score(name))]

@@ -89,11 +89,6 @@ def bars(*channels: Spec, **mark: Any) -> Spec:
     return {"mark": {"type": "bar", "tooltip": True, **mark}, "encoding": _merge(channels)}
 
 
-def band(*channels: Spec, **mark: Any) -> Spec:
-    """An area between `y` and `y2`."""
-    return {"mark": {"type": "area", "opacity": 0.25, **mark}, "encoding": _merge(channels)}
-
-
 def limit(value: float, text: str, axis: str = "y") -> list[Spec]:
     """A dashed line across the chart at a value of one axis, with its name."""
     data = {"values": [{"limit": value, "text": text}]}

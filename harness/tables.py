@@ -109,6 +109,19 @@ def open_file(path: Path) -> BufferedReader:
         ) from error
 
 
+def whole_parquet(path: Path) -> Any:
+    """A parquet file as one pyarrow.Table, checked to its last value. Raises SetupError for what is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise SetupError(f"cannot read {path} as parquet ({str(error).splitlines()[0]}).") from error
+    return table
+
+
 def digest_of(path: Path) -> str:
     """SHA-256 of a file. Raises SetupError for one that cannot be read."""
     try:

@@ -72,8 +72,7 @@ def resolve_study(name: str, options: dict[str, Any]) -> RunConfig:
     from harness.config import default_output, resolve
 
     folder = options.pop("output_dir", None)
-    config = resolve(**options, output_dir=folder or default_output(options["benchmark"], options["scenario"], name))
-    return config
+    return resolve(**options, output_dir=folder or default_output(options["benchmark"], options["scenario"], name))
 
 
 def conclude(study: Study, found: Findings, as_json: bool, code: int = 0) -> int:

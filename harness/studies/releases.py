@@ -19,6 +19,7 @@ from harness.results import RunResult
 from harness.studies.blocks import Drawn, Samples, replicates
 from harness.studies.change import Scale
 from harness.studies.unlike import Difference, Kind, differences, flatten, pairs
+from harness.tables import whole_parquet
 from sut.errors import ConfigError, SetupError
 
 SAMPLES = "samples.parquet"
@@ -212,15 +213,10 @@ NUMBERS = ("sample_index", "output_tokens", "issued_s", "ttft_s", "latency_s")
 def read_samples(path: Path) -> dict[str, Any]:
     """The columns of samples.parquet, rows that ended in an error left out. Raises SetupError."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if not path.is_file():
         raise SetupError(f"{path.parent} has no {path.name}, which says how sure figures are: copy it from the run.")
-    try:
-        table = pq.read_table(path)
-        table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
-        raise SetupError(f"cannot read {path} as parquet ({str(error).splitlines()[0]}).") from error
+    table = whole_parquet(path)
     if lacking := [name for name in (*NUMBERS, "error") if name not in table.column_names]:
         raise SetupError(f"{path} has no column {lacking[0]!r}: it is not what a run writes.")
     for name in NUMBERS:

@@ -57,8 +57,7 @@ class Study:
         path = self.path(point) / POINT
         if not path.exists():
             return None
-        content = read_object(path)
-        return content
+        return read_object(path)
 
     def keep(self, point: str, content: Mapping[str, Any]) -> None:
         """Save a point that is no run: it is done by that."""

@@ -1,8 +1,9 @@
 """What reading responses costs, and what the other ways to do it would: no sockets, one core, best of five.
 
 python scripts/bench_parse.py            ns per chunk and per event of a stream of 300, µs per whole response
-python scripts/bench_parse.py --floor    CPU of a bare client that only reads bytes, Poisson arrivals at 1,000/s,
-                                         against the stub of bench_client.py: what no client on asyncio goes below
+python scripts/bench_parse.py --floor    a bare client that only looks for the first event in its bytes, no LoadGen,
+                                         against the stub of bench_client.py and with the same arrivals: its CPU and the
+                                         time to first token that it adds, below which no client on asyncio goes
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import quantiles
 from time import perf_counter, process_time
 from typing import Any
 
 import httptools
 import msgspec
 import uvloop
-from bench_client import MEASUREMENTS, Stub
+from bench_client import MEASUREMENTS, Measurement, Stub, stats
 
 from sut.backends.dialects import COMPLETIONS, Frame, Stream
 from sut.backends.http import Events
@@ -87,50 +89,68 @@ def best(work: Callable[[], object], times: int = 200) -> float:
 
 
 class Bare(asyncio.Protocol):
-    """Reads bytes until a chunked end."""
+    """Notes how long the first event took, and reads bytes until a chunked end."""
 
-    def __init__(self, idle: list[Bare], answered: list[int]) -> None:
-        self._idle, self._answered = idle, answered
+    def __init__(self, idle: list[Bare], firsts: list[float], answered: list[int]) -> None:
+        self._idle, self._firsts, self._answered = idle, firsts, answered
+        self._sent = 0.0
 
     def connection_made(self, transport: Any) -> None:
-        self.transport = transport
+        self._transport = transport
         self._idle.append(self)
 
+    def send(self, request: bytes) -> None:
+        self._sent = perf_counter()
+        self._transport.write(request)
+
     def data_received(self, data: bytes) -> None:
+        if self._sent and b"data:" in data:
+            self._firsts.append(perf_counter() - self._sent)
+            self._sent = 0.0
         if data.endswith(b"0\r\n\r\n"):
             self._answered.append(1)
             self._idle.append(self)
 
 
-async def bare(url: str, queries: int, rate: float) -> float:
-    """Seconds of CPU per 1,000 requests."""
+async def bare(url: str, what: Measurement) -> tuple[float, list[float]]:
+    """Seconds of CPU per 1,000 requests, and the times to first token in seconds."""
     idle: list[Bare] = []
+    firsts: list[float] = []
     answered: list[int] = []
-    how = {"max_tokens": 101, "stream_interval": 1000}
-    body = json.dumps({"model": "stub", "token_ids": [123] * 128, "sampling_params": how}).encode()
+    how = {"max_tokens": what.tokens + 1, "stream_interval": what.interval or 1000}
+    body = json.dumps({"model": "stub", "token_ids": [123] * what.prompt, "sampling_params": how}).encode()
     body = body[:-1] + b',"stream":true}'
     head = b"POST /inference/v1/generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
     loop, port = asyncio.get_running_loop(), int(url.rpartition(":")[2])
     for _ in range(600):
-        await loop.create_connection(lambda: Bare(idle, answered), "127.0.0.1", port)
+        await loop.create_connection(lambda: Bare(idle, firsts, answered), "127.0.0.1", port)
     began, due = process_time(), perf_counter()
-    for _ in range(queries):
-        due += random.expovariate(rate)
+    for _ in range(what.queries):
+        due += random.expovariate(what.rate)
         if (pause := due - perf_counter()) > 0:
             await asyncio.sleep(pause)
-        idle.pop().transport.write(head + body)
-    while len(answered) < queries:
+        idle.pop().send(head + body)
+    while len(answered) < what.queries:
         await asyncio.sleep(0.01)
-    return 1000 * (process_time() - began) / queries
+    return 1000 * (process_time() - began) / what.queries, firsts
 
 
 def floor() -> None:
     cores = sorted(os.sched_getaffinity(0))
-    paced = next(what for what in MEASUREMENTS if what.figure == "cpu")
-    stub = Stub(paced, cores[1])
-    os.sched_setaffinity(0, cores[:1])
-    print(f"bare client: {uvloop.run(bare(stub.url, 6000, paced.rate)):.3f} s of CPU per 1,000 requests")
-    stub.stop()
+    for what in MEASUREMENTS:
+        if not what.name.startswith("paced"):
+            continue
+        os.sched_setaffinity(0, cores[:1])
+        stub = Stub(what, cores[1])
+        cpu, firsts = uvloop.run(bare(stub.url, what))
+        late = stats(stub.url)["first_lateness_s"]
+        p50, p99 = (1e3 * (quantiles(firsts, n=100)[n - 1] - what.ttft - late[f"p{n}"]) for n in (50, 99))
+        print(
+            f"a bare client, {what.name}: {cpu:.3f} s of CPU per 1,000 requests, added TTFT p50 {p50:.2f} ms, "
+            f"p99 {p99:.2f} ms (the stub late by {1e3 * late['p50']:.2f}, {1e3 * late['p99']:.2f})",
+            flush=True,
+        )
+        stub.stop()
 
 
 def main() -> None:

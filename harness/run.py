@@ -7,8 +7,6 @@ with open_sut(config, progress) as system:
 from __future__ import annotations
 
 import gc
-import signal
-import threading
 import time
 from array import array
 from collections import Counter
@@ -16,7 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from harness import accuracy, compliance, environment, results
@@ -28,6 +25,7 @@ from harness.journal import JOURNAL, Journal
 from harness.progress import Progress
 from harness.recorder import Recorder
 from harness.results import Facts, RunResult
+from harness.signals import Noted, name_of
 from harness.tables import REFERENCE
 from harness.tally import Tally
 from harness.telemetry import Telemetry
@@ -47,10 +45,6 @@ POLL = 0.1
 
 GRACE = 1.0
 """Seconds that a stopped test gets to end by itself before it is left behind."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, which end a run as Ctrl-C does; its text is the signal's name."""
 
 
 @dataclass
@@ -239,7 +233,8 @@ def run_test(
     proven: Mapping[str, Any] | None = None,
     tally: Tally | None = None,
 ) -> RunResult:
-    """Run one LoadGen test on a SUT that is up, and save its result; only waiting and scoring can be interrupted.
+    """Run one LoadGen test on a SUT that is up, and save its result; only waiting and scoring can be interrupted. A
+    signal that comes later is raised once the result is saved.
 
     `proven` is the accuracy that another test on the same SUT has shown, for one that shows none by itself. With a
     `tally` a test is brought to an end as soon as it cannot be VALID any more.
@@ -252,21 +247,19 @@ def run_test(
     if journal is None and config.mode == "accuracy":
         journal = open_journal(config, system.samples)
     known = journal.known if journal is not None else {}
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
+    with Noted() as noted:
         with telemetry:
-            facts = drive_loadgen(config, system, recorder, progress, journal, telemetry, tally)
+            facts = drive_loadgen(config, system, recorder, progress, journal, telemetry, noted, tally)
         scores: dict[str, Any] = dict(proven or {"passed": None, "why": why_unscored(config, facts)})
         answered = None
         if config.mode == "accuracy" and facts.status == "complete":
             progress.say("Scoring the answers …")
             try:
-                restore_signals(handlers)
-                scores, answered = score(config, system)
+                with noted.raising():
+                    scores, answered = score(config, system)
             except KeyboardInterrupt as reason:
                 facts = replace(facts, status="interrupted", stopped_by=f"{name_of(reason)}, while scoring")
                 scores = {"passed": None, "why": "scoring was interrupted"}
-            ignore_signals()
         recorder.save(config.output_dir / "samples.parquet")
         result = results.conclude(
             config,
@@ -285,8 +278,8 @@ def run_test(
         result.save()
         if journal is not None:
             close_journal(journal, result, progress)
-    finally:
-        restore_signals(handlers)
+    if noted.interrupt is not None and facts.status == "complete":
+        raise noted.interrupt  # it came too late for this test, and means those that may follow
     return result
 
 
@@ -350,16 +343,18 @@ def drive_loadgen(
     progress: Progress,
     journal: Journal | None,
     telemetry: Telemetry,
+    noted: Noted,
     tally: Tally | None = None,
 ) -> Facts:
-    """One StartTest from beginning to end, or to the moment it is stopped; leaves with signals ignored."""
+    """One StartTest from beginning to end, or to the moment it is stopped."""
     from harness import loadgen
 
     sut, samples, folder = system.sut, system.samples, config.output_dir
     settings = loadgen.settings_for(config)
     override = config.settings.get("performance_sample_count_override", config.row.performance_samples)
     loaded = min(len(samples), int(override))
-    sut.prepare(samples.prompts)
+    with noted.raising():
+        sut.prepare(samples.prompts)
     bridge = loadgen.Bridge(recorder, journal, config.loadgen_scenario != "Offline", tally)
     known = journal.known if journal is not None else {}
     gaps = array("d") if config.stream and config.stream_interval == 1 else None
@@ -372,16 +367,10 @@ def drive_loadgen(
     gc.collect()
     gc.freeze()  # the collector need not walk prompts and engines again and again while the clock runs
     cpu = time.process_time()
-    try:
-        test.start()
-        if tally is not None:
-            watch_hopes(test, sut, tally, bridge, config, progress)
-        status, stopped_by = watch(test, sut, config, len(samples), progress)
-        ignore_signals()
-    except KeyboardInterrupt as reason:
-        ignore_signals()  # the rest takes a second or two, and a second Ctrl-C would cost the result
-        status, stopped_by = "interrupted", name_of(reason)
-        sut.abandon(f"the test was interrupted by {stopped_by}.")
+    test.start()
+    if tally is not None:
+        watch_hopes(test, sut, tally, bridge, config, progress, noted)
+    status, stopped_by = watch(test, sut, config, len(samples), progress, noted)
     if status != "complete":
         test.done.wait(GRACE)
     gc.unfreeze()
@@ -389,36 +378,50 @@ def drive_loadgen(
     return gather_facts([replica.name for replica in sut.replicas], work, books, status, stopped_by, cpu)
 
 
-def watch(test: Run, sut: SUT, config: RunConfig, samples: int, progress: Progress) -> tuple[str, str | None]:
-    """Wait for the end of a test; (status, what stopped it)."""
+def watch(
+    test: Run, sut: SUT, config: RunConfig, samples: int, progress: Progress, noted: Noted
+) -> tuple[str, str | None]:
+    """Wait for the end of a test, and have all answered where that is not LoadGen's; (status, what stopped it)."""
     title, expected = f"{config.scenario} {config.mode}", expected_queries(config, samples)
     if config.concurrency is not None:
         title += f", closed loop of {config.concurrency}"
-    while not test.done.wait(POLL):
+    while not test.done.wait(POLL) and noted.interrupt is None:
         progress.update(title, sut.counts(), expected)
         if sut.aborted is not None:
             # Ctrl-C in a terminal reaches the engines too: an engine that dies of it is no reason of its own.
             time.sleep(0.3)
             break
+    if noted.interrupt is not None and (sut.aborted is not None or not test.done.is_set()):
+        name = name_of(noted.interrupt)
+        sut.abandon(f"the test was interrupted by {name}.")
+        return "interrupted", name
     if test.error is not None:
         sut.abandon(f"LoadGen ended with {type(test.error).__name__}: {test.error}.")
     return ("complete", None) if sut.aborted is None else ("aborted", sut.aborted)
 
 
-def watch_hopes(test: Run, sut: SUT, tally: Tally, bridge: Bridge, config: RunConfig, progress: Progress) -> None:
+def watch_hopes(
+    test: Run, sut: SUT, tally: Tally, bridge: Bridge, config: RunConfig, progress: Progress, noted: Noted
+) -> None:
     """Wait for the end of a test that may turn out to be hopeless, and then see to it that it ends: LoadGen, which
-    cannot be told to stop, stops when too many queries are outstanding."""
+    cannot be told to stop, stops when too many queries are outstanding. Returns early for an interrupt."""
     title = f"{config.scenario} at {config.settings['target_qps']:g} queries/s"
-    while not test.done.wait(POLL) and sut.aborted is None and (why := tally.hopeless()) is None:
+
+    def over() -> bool:
+        return test.done.wait(POLL) or noted.interrupt is not None
+
+    why: str | None = None
+    while not over() and sut.aborted is None and (why := tally.hopeless()) is None:
         progress.update(title, sut.counts(), None)
-    if test.done.is_set() or sut.aborted is not None:
+    if why is None:
         return
     sut.run(bridge.hold())
-    while not (test.issued.wait(POLL) or test.done.is_set()):  # a test that fails ends without a word of its issuing
+    while not (test.issued.is_set() or over()):  # a test that fails ends without a word of its issuing
         progress.update(f"{title}, hopeless", sut.counts(), None)
     sut.run(sut.cut(f"the test was hopeless: {why}"))
     sut.run(bridge.release())
-    test.done.wait()
+    while not over():
+        pass
 
 
 def gather_facts(
@@ -493,37 +496,6 @@ def score(config: RunConfig, system: System) -> tuple[dict[str, Any], list[int]]
 
 def why_unscored(config: RunConfig, facts: Facts) -> str:
     return "accuracy is scored in accuracy mode" if config.mode != "accuracy" else f"the test was {facts.status}"
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def raise_on_signals() -> None:
-    """Ctrl-C, SIGTERM and a lost terminal raise in the main thread; Ctrl-C also in a shell's background job, which
-    inherits SIGINT ignored. Under nohup, SIGHUP stays ignored."""
-    assert threading.current_thread() is threading.main_thread()
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated(signal.Signals(number).name)
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, terminate)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, terminate)
-
-
-def name_of(interrupt: KeyboardInterrupt) -> str:
-    return str(interrupt) if isinstance(interrupt, Terminated) else "Ctrl-C"
-
-
-def ignore_signals() -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-def restore_signals(handlers: Mapping[signal.Signals, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def dry_run(config: RunConfig, samples: Samples, tokenizer: Tokenizer) -> dict[str, Any]:

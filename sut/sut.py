@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import inf
+from queue import Empty, SimpleQueue
 from time import perf_counter, thread_time
 from typing import Any, TypeVar
 
@@ -135,11 +136,25 @@ class SUT:
 
         Raises TimeoutError if the loop has not done it within `limit` seconds.
         """
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        # What a signal raises may come at any place of the waiting thread. Inside a concurrent.futures.Future it would
+        # leave a lock locked for which the loop then waits for ever; this queue is C's, and whole at any moment.
+        ended: SimpleQueue[asyncio.Task[T]] = SimpleQueue()
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            tasks.append(self._loop.create_task(work))
+            tasks[0].add_done_callback(ended.put)
+
+        def cancel() -> None:
+            tasks[0].cancel()
+
+        self._loop.call_soon_threadsafe(begin)
         try:
-            return future.result(limit)
+            return ended.get(timeout=limit).result()
+        except Empty:
+            raise TimeoutError(f"the SUT's loop was not done within {limit:g} s") from None
         finally:
-            future.cancel()
+            self._loop.call_soon_threadsafe(cancel)
 
     async def _start_replicas(self) -> None:
         starts = [asyncio.ensure_future(replica.backend.start()) for replica in self.replicas]

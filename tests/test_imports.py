@@ -65,6 +65,7 @@ ORDER = [
     "harness.drift",
     "harness.progress",
     "harness.preparation",
+    "harness.signals",
     "harness.run",
     "harness.report",
     "harness.parts",

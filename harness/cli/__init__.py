@@ -77,12 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # stderr itself belongs to an engine's log while that engine is being spawned.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     words = list(sys.argv[1:] if arguments is None else arguments)
-    code = call(words, debug="--debug" in words)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # a closed pipe
-            stream.flush()
-    # Not sys.exit: LoadGen's thread may still sit in a test that was stopped, and cannot be told to end.
-    os._exit(code)
+    code = INTERRUPTED  # by a signal that comes while another one's error is told
+    try:
+        code = call(words, debug="--debug" in words)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # a closed pipe
+                stream.flush()
+    finally:
+        # Not sys.exit: LoadGen's thread may still sit in a test that was stopped, and cannot be told to end.
+        os._exit(code)
 
 
 def call(words: Sequence[str], debug: bool = False) -> int:

@@ -55,7 +55,8 @@ def run_one(test: str, as_json: bool, quiet: bool, dry_run: bool, debug: bool, *
     from harness.audits import AUDITS
     from harness.config import one_of, resolve
     from harness.parts import as_audit
-    from harness.run import check, raise_on_signals
+    from harness.run import check
+    from harness.signals import raise_on_signals
     from sut.errors import ConfigError
 
     raise_on_signals()

@@ -110,7 +110,7 @@ def context(
     Exit code: 0 found, 2 usage, 3 no prompt was answered by some configuration, 130 interrupted.
     """
     from harness.progress import Progress
-    from harness.run import raise_on_signals
+    from harness.signals import raise_on_signals
     from harness.studies.context import Question, asked_of, exit_code, run_context, study_config
     from harness.studies.edge import Growth
     from harness.studies.study import open_study

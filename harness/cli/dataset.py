@@ -16,7 +16,6 @@ import click
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.group()
@@ -104,7 +103,7 @@ def show(source: str, model: str | None, picture: Path | None, as_json: bool, qu
     from harness.profile import as_json as content_of
     from harness.profile import as_svg, as_text, profile, refuse_picture
     from harness.progress import Progress
-    from harness.run import raise_on_signals
+    from harness.signals import raise_on_signals
 
     raise_on_signals()
     refuse_picture(picture)
@@ -132,7 +131,7 @@ def alone_with_signals() -> Callable[[], None]:
     Linux ends them (prctl(2), PR_SET_PDEATHSIG) if an interrupt comes before `multiprocess` knows of them. Python drops
     what a signal raises within its own hooks around fork(2); what is returned here, called now and then, raises it.
     """
-    from harness.run import raise_on_signals
+    from harness.signals import SIGNALS, raise_on_signals
 
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     came: list[int] = []

@@ -43,7 +43,8 @@ def fleet(
     from harness.cli.variants import read_variant
     from harness.config import default_output
     from harness.progress import Progress
-    from harness.run import check, raise_on_signals
+    from harness.run import check
+    from harness.signals import raise_on_signals
     from harness.studies.fleet import Plan, round_names, run_fleet
     from harness.studies.study import open_study
     from harness.studies.variants import question_of, refuse_clashes, resolve_variant
@@ -74,7 +75,8 @@ def fleet(
 def fleet_member(**options: Any) -> int:
     """A member of a fleet, told by its stdin what to do (harness/studies/member.py)."""
     from harness.config import resolve
-    from harness.run import check, raise_on_signals
+    from harness.run import check
+    from harness.signals import raise_on_signals
     from harness.studies.member import serve
 
     raise_on_signals()

@@ -72,7 +72,8 @@ def layouts(
     from harness.cli.variants import read_axes, read_variant
     from harness.config import default_output
     from harness.progress import Progress
-    from harness.run import check, raise_on_signals
+    from harness.run import check
+    from harness.signals import raise_on_signals
     from harness.studies.layouts import WORK, Plan, leave_out, plan_tests, run_layouts, schedule
     from harness.studies.study import open_study
     from harness.studies.variants import question_of, refuse_clashes, resolve_variant

@@ -43,7 +43,8 @@ def peak(
     Exit code: 0 found, 2 usage, 3 set-up, 4 no rate is valid or the peak did not hold, 130 interrupted.
     """
     from harness.progress import Progress
-    from harness.run import check, raise_on_signals
+    from harness.run import check
+    from harness.signals import raise_on_signals
     from harness.studies import peak as study
     from harness.studies.rig import Rig
     from harness.studies.search import Ask, next_step

@@ -80,7 +80,8 @@ def readiness(
     """
     from harness.config import refuse_odd_seconds
     from harness.progress import Progress
-    from harness.run import check, raise_on_signals
+    from harness.run import check
+    from harness.signals import raise_on_signals
     from harness.studies.readiness import FINAL, REMOVED, Schedule, bring_up, group_name, grouped
     from harness.studies.readiness_findings import conclude_readiness
     from harness.studies.study import open_study

@@ -144,7 +144,8 @@ def run(as_json: bool, quiet: bool, dry_run: bool, debug: bool, mlflow_uri: str 
     not met, 130 interrupted.
     """
     from harness.config import doubts, resolve
-    from harness.run import check, raise_on_signals
+    from harness.run import check
+    from harness.signals import raise_on_signals
 
     raise_on_signals()
     config, samples, tokenizer = check(resolve(**options))

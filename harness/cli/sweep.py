@@ -58,7 +58,8 @@ def sweep(rates: Any, concurrency: Any, as_json: bool, quiet: bool, dry_run: boo
     failed), 2 usage, 3 set-up, 130 interrupted: the same command with its --output-dir goes on.
     """  # fmt: skip
     from harness.progress import Progress
-    from harness.run import check, raise_on_signals
+    from harness.run import check
+    from harness.signals import raise_on_signals
     from harness.studies.rig import Rig
     from harness.studies.study import open_study
     from harness.studies.sweep import announce, plan, run_sweep

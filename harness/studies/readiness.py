@@ -27,7 +27,8 @@ import uvloop
 from harness.config import RunConfig
 from harness.dataset import Samples, Tokenizer
 from harness.progress import Progress
-from harness.run import SIGNALS, Terminated, plan_of, restore_signals
+from harness.run import plan_of
+from harness.signals import current_handlers, interrupt_of, restore_signals
 from harness.studies.looks import HEALTH_COST, Looks, Wait, pause_after
 from harness.studies.makers import Commanded, Commands, Maker, Served
 from harness.studies.rig import ENGINES
@@ -391,7 +392,7 @@ async def finish(work: Coroutine[Any, Any, None]) -> None:
 def run_until_signal(work: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine on a loop of its own; the first signal cancels it, and what it then still does is waited for.
     Raises KeyboardInterrupt, or Terminated with the signal's name."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = current_handlers()
     caught: list[int] = []
 
     async def watched() -> None:
@@ -414,7 +415,7 @@ def run_until_signal(work: Coroutine[Any, Any, None]) -> None:
     finally:
         restore_signals(handlers)
     if caught:
-        raise KeyboardInterrupt if caught[0] == signal.SIGINT else Terminated(signal.Signals(caught[0]).name)
+        raise interrupt_of(caught[0])
 
 
 # -- the study --------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from harness.folder import prepare_folder
 from harness.progress import Progress
 from harness.results import RunResult
 from harness.run import POLL, System, open_sut, run_test
+from harness.signals import Noted
 from harness.studies.study import Study
 from harness.tally import Tally
 from sut.health import Deadlines
@@ -129,14 +130,14 @@ class Rig(AbstractContextManager["Rig"]):
         sut.begin(
             Work(lambda _: prompt, self.config.stream, self.config.generation.max_tokens, ear, deadlines=deadlines)
         )
-        sut.issue([next(_ids)], [0])
-        try:
-            while not ear.ended.wait(POLL):
+        with Noted() as noted:
+            sut.issue([next(_ids)], [0])
+            while not ear.ended.wait(POLL) and noted.interrupt is None:
                 pass
-        except KeyboardInterrupt:
-            sut.abandon("the study was interrupted.")
-            raise
-        sut.end()
+            if noted.interrupt is not None:
+                sut.abandon("the study was interrupted.")
+                raise noted.interrupt
+            sut.end()
         assert ear.outcome is not None
         return ear.outcome
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from harness import cli
-from harness.run import SIGNALS
+from harness.signals import current_handlers, restore_signals
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -86,14 +85,13 @@ Here = Callable[..., tuple[int, str]]
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Here]:
     """A command in this very process, as far as it comes without LoadGen: its exit code and what it said on stderr."""
     monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = current_handlers()
 
     def run(*words: str) -> tuple[int, str]:
         return cli.call(words), capsys.readouterr().err
 
     yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    restore_signals(handlers)
 
 
 @pytest.fixture(scope="session")

@@ -262,6 +262,42 @@ def test_an_impatient_second_signal_loses_nothing(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "interrupted"
 
 
+def test_a_storm_of_signals_ends_it_as_one_does(tmp_path: Path) -> None:
+    with running(tmp_path, *LONG["waiting"]) as process:
+        deadline = time.monotonic() + 10
+        while process.poll() is None and time.monotonic() < deadline:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.0005)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "interrupted"
+
+
+WORST_PLACE = """
+import os, signal, sys, threading
+from pathlib import Path
+from harness.cli import main
+
+leave = threading.Condition.__exit__
+
+def struck(condition, *reason):
+    if threading.get_ident() == threading.main_thread().ident and Path("out/mlperf_log_detail.txt").exists():
+        os.kill(os.getpid(), signal.SIGINT)
+    return leave(condition, *reason)
+
+threading.Condition.__exit__ = struck
+main(sys.argv[1:])
+"""
+"""Ctrl-C between the taking of a lock, for which the loop or LoadGen's thread then waits, and its release."""
+
+
+def test_a_signal_between_a_lock_and_its_release_does_not_hang_the_run(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", WORST_PLACE, *LONG["waiting"], "--backend", "echo", "--output-dir", "out"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 130, done.stderr
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "interrupted"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_test_ends_it_with_a_sentence(tmp_path: Path, number: signal.Signals) -> None:
     """A dataset that is a pipe without a writer is waited for."""

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from harness import run
 from harness.cli import call
 
 ECHO = ["context", "--backend", "echo", "--engine-arg", "tpot=0.0005"]
@@ -103,7 +102,7 @@ def test_bad_options_are_refused_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     options, code, sentence = BAD[case]
-    monkeypatch.setattr(run, "raise_on_signals", lambda: None)
+    monkeypatch.setattr("harness.signals.raise_on_signals", lambda: None)
     monkeypatch.chdir(tmp_path)
     backend = [] if "--endpoint" in options else ["--backend", "echo"]
     assert call(["context", *backend, *options, "--output-dir", "out", "--quiet"]) == code
@@ -114,7 +113,7 @@ def test_bad_options_are_refused_in_one_sentence(
 def test_a_dry_run_shows_the_configurations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run, "raise_on_signals", lambda: None)
+    monkeypatch.setattr("harness.signals.raise_on_signals", lambda: None)
     monkeypatch.chdir(tmp_path)
     two = ["--endpoint", "http://gpu-1:8000/v1", "--endpoint", "gpu-2:8000"]
     assert call(["context", *two, "--dry-run", "--json"]) == 0

@@ -124,7 +124,7 @@ def test_a_replica_that_dies_ends_the_search(tmp_path: Path) -> None:
 def test_what_cannot_be_honoured_is_said_in_a_sentence(
     options: list[str], code: int, says: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.run.raise_on_signals", lambda: None)
+    monkeypatch.setattr("harness.signals.raise_on_signals", lambda: None)
     assert cli.call(["peak", "--backend", "echo", *options]) == code
     error = capfd.readouterr().err
     assert says in error
@@ -149,7 +149,7 @@ def test_only_an_offline_run_of_the_benchmark_tells_where_to_begin(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("harness.run.raise_on_signals", lambda: None)
+    monkeypatch.setattr("harness.signals.raise_on_signals", lambda: None)
     (tmp_path / "result.json").write_text(json.dumps({"format_version": 1, **saved}))
     assert cli.call(["peak", "--backend", "echo", "--offline-result", str(tmp_path)]) == code
     assert says in capfd.readouterr().err
@@ -158,7 +158,7 @@ def test_only_an_offline_run_of_the_benchmark_tells_where_to_begin(
 def test_a_dry_run_says_where_the_search_begins(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.run.raise_on_signals", lambda: None)
+    monkeypatch.setattr("harness.signals.raise_on_signals", lambda: None)
     good = {"scenario": "Offline", "valid": True, "benchmark": "demo", "metrics": {"samples_per_second": 50.0}}
     (tmp_path / "result.json").write_text(json.dumps({"format_version": 1, **good}))
     options = ["--offline-result", str(tmp_path), "--dry-run", "--output-dir", str(tmp_path / "study")]

@@ -122,7 +122,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(
     what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.run.raise_on_signals", lambda: None)
+    monkeypatch.setattr("harness.signals.raise_on_signals", lambda: None)
     words, sentence = MISTAKES[what]
     assert call(["sweep", "--backend", "echo", *words, "--output-dir", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err

@@ -98,6 +98,8 @@ def find_dtype(entries: Sequence[Entry], vocabulary: int, path: Path) -> str:
     Told by the number of bytes per token where the log has token counts, else by what most of the numbers are. Raises
     SetupError where they could be either or are neither.
     """
+    if not entries:
+        raise SetupError(f"{path} holds no answers, as that of a performance run does: name an accuracy run's.")
     entries = entries[:: max(1, len(entries) // _ENOUGH)]
     words = np.frombuffer(b"".join(entry.data for entry in entries if len(entry.data) % 4 == 0), "<i4")
     words = words[words != 0]  # 0 is the same in all formats

@@ -215,3 +215,21 @@ def test_one_module_alone_imports_loadgen() -> None:
 @pytest.mark.parametrize("module", ORDER)
 def test_engines_and_tokenizers_are_imported_lazily(module: str) -> None:
     assert not HEAVY & {imported.split(".")[0] for imported, at_top in imports(module) if at_top}
+
+
+def read_tree(text: str) -> list[str]:
+    """The modules that the README's tree names, in its order."""
+    modules, path = [], [""]
+    for line in text[text.index("\nsut/ ") :].split("```")[0].strip().splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        for name in line.strip().split("  ")[0].split(", "):
+            path[depth:] = [name.removesuffix("/").removesuffix(".py")]
+            modules.append(".".join(path))
+    return modules
+
+
+def test_the_tree_in_the_readme_names_every_module_once_in_this_order() -> None:
+    named = [name for name in read_tree((ROOT / "README.md").read_text()) if name.split(".")[0] in ("sut", "harness")]
+    # `cli` itself imports its commands, and stands above them there.
+    assert named.index("harness.cli") < named.index("harness.cli.pack")
+    assert [name for name in named if name != "harness.cli"] == [name for name in ORDER if name != "harness.cli"]

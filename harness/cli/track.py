@@ -12,7 +12,10 @@ import click
 @click.option("--mlflow-uri", required=True, metavar="URI", help="Tracking server (http://…) or folder (file:…).")
 @click.option("--debug", is_flag=True, help="Tracebacks instead of sentences.")
 def track(folders: tuple[Path, ...], mlflow_uri: str, debug: bool) -> int:
-    """Keep results in MLflow: of runs, of studies, of submissions."""
+    """Keep results in MLflow: of runs, of studies, of submissions.
+
+    Exit code: 0 kept, 2 usage, 3 no result there, a damaged one, or a store that does not take it.
+    """
     from harness.tracking import keep_folder, open_store
 
     store = open_store(mlflow_uri)

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from harness import results
+from harness import benchmarks, results
 from harness.benchmarks import Number
 from harness.conf import round_settings
-from harness.config import RunConfig
+from harness.config import RunConfig, one_of
 from harness.early_stopping import allowed_over
 from harness.figures import BAD, GOOD, Spec, colour, dots, limit, panel, stack, x, y
 from harness.results import RunResult
@@ -52,7 +52,8 @@ class Made:
 
 
 def refuse_scenario(scenario: str) -> None:
-    """Raises ConfigError for a scenario that offers no rate."""
+    """Raises ConfigError for a scenario that offers no rate, or is none."""
+    one_of(scenario, benchmarks.SCENARIOS, "scenario")
     if scenario not in SCENARIOS:
         raise ConfigError(
             f"peak searches the highest rate of Server or Interactive; {scenario} offers none: it takes what it gets."

@@ -160,11 +160,8 @@ def run_folders(place: Path, depth: int = DEEP) -> Iterator[Path]:
 
 
 def _load(folder: Path) -> RunResult:
-    """Raises ConfigError for a folder that is no result of this harness, or none of this format."""
-    try:
-        result = results.load(folder)
-    except SetupError as error:
-        raise ConfigError(str(error)) from error
+    """Raises SetupError for a result that is damaged or of another format, ConfigError for one that is no run's."""
+    result = results.load(folder)
     if lacking := [
         key for key in ("status", "valid", "scenario", "mode", "config", "metrics") if key not in result.content
     ]:

@@ -148,6 +148,11 @@ def test_what_could_be_either_or_is_neither_is_refused(found: list[Entry], sente
     assert "--dtype" in str(refused.value)
 
 
+def test_the_log_of_a_performance_run_is_called_so() -> None:
+    with pytest.raises(SetupError, match="holds no answers, as that of a performance run does"):
+        find_dtype([], VOCABULARY, PATH)
+
+
 def test_a_count_tells_what_two_numbers_alone_do_not() -> None:
     assert find_dtype(entries([[7, 0]], "int32", counted=True), VOCABULARY, PATH) == "int32"
     assert find_dtype(entries([[7]], "int64", counted=True), VOCABULARY, PATH) == "int64"

@@ -122,6 +122,14 @@ def test_one_place_or_none_is_not_enough(compare: Compare, old: Path) -> None:
     assert compare().code == 2
 
 
+def test_a_damaged_result_leaves_with_3(compare: Compare, old: Path, tmp_path: Path) -> None:
+    cut = save(tmp_path / "cut", 9)
+    (cut / "result.json").write_text("{")
+    said = compare(old, cut)
+    assert (said.code, said.out, said.err.count("\n")) == (3, "", 1)
+    assert "is not valid JSON" in said.err
+
+
 def test_nothing_is_written_over(compare: Compare, old: Path, slow: Path) -> None:
     said = compare(old, slow, "--output-dir", old)
     assert said.code == 2

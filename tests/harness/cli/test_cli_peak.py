@@ -108,6 +108,7 @@ def test_a_replica_that_dies_ends_the_search(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
+        (["--scenario", "Serve"], 2, "unknown scenario 'Serve' (nearest: Server)"),
         (["--scenario", "Offline"], 2, "Offline offers none: it takes what it gets."),
         (["--scenario", "SingleStream"], 2, "SingleStream offers none: it takes what it gets."),
         (["--target-qps", "fast"], 2, "'fast' is not a valid float"),

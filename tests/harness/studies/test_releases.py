@@ -111,25 +111,36 @@ def copied(folder: Path) -> None:
         (lambda folder: folder.write_text("a file"), "is no folder"),
         (nothing, r"holds no finished run: there is no result.json"),
         (half, "holds no finished run: .* never came to its end"),
-        (cut, "is not valid JSON"),
-        (writes([]), "does not hold a JSON object"),
-        (writes({"format_version": 2}), "has format 2"),
-        (writes({"hello": 1}), "has format None"),
         (writes({"format_version": 1, "valid": True}), "is no run's result: it has no 'status'"),
-        (writes({"format_version": 1, "valid": "yes"}), "is damaged"),
         (stopped, "was interrupted: it has no figures"),
         (unlike, "are no repeats of one another: replicas is 1 in run-1 and 2 in other|replicas is 2 in other"),
         (two_versions, r"no repeats of one another: environment.packages.vllm is 0.11 in x and 0.12 in y"),
         (copied, "are the same run: a copy is no repeat"),
     ],
-    ids=["missing", "a file", "empty", "half a run", "cut", "a list", "another format", "another's", "no run", "odd",
-         "interrupted", "a sweep", "two versions", "a copy"],
-)  # fmt: skip
+    ids=["missing", "a file", "empty", "half a run", "no run", "interrupted", "a sweep", "two versions", "a copy"],
+)
 def test_what_is_no_release_is_refused_in_a_sentence(tmp_path: Path, make: Callable[[Path], None], said: str) -> None:
     make(tmp_path / "a")
     with pytest.raises(ConfigError, match=said) as refused:
         read_releases([str(tmp_path / "a")])
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (cut, "is not valid JSON"),
+        (writes([]), "does not hold a JSON object"),
+        (writes({"format_version": 2}), "has format 2"),
+        (writes({"hello": 1}), "has format None"),
+        (writes({"format_version": 1, "valid": "yes"}), "is damaged"),
+    ],
+    ids=["cut", "a list", "another format", "another's", "odd"],
+)
+def test_a_damaged_result_is_no_slip_of_the_person(tmp_path: Path, make: Callable[[Path], None], said: str) -> None:
+    make(tmp_path / "a")
+    with pytest.raises(SetupError, match=said):
+        read_releases([str(tmp_path / "a")])
 
 
 def test_runs_that_are_not_valid_are_found(tmp_path: Path) -> None:

@@ -39,8 +39,9 @@ class Tally:
     def hopeless(self) -> str | None:
         """Why the test cannot be VALID any more, or None."""
         if self.failed:
-            return f"{self.failed} queries have failed"
+            return f"{self.failed} {'query has' if self.failed == 1 else 'queries have'} failed"
         for count, what in ((self.late, "first token"), (self.slow, "time per output token")):
             if count > max(0, self.allowed):
-                return f"{count} queries are over the limit on the {what}, and {max(0, self.allowed)} may be"
+                queries = "1 query is" if count == 1 else f"{count} queries are"
+                return f"{queries} over the limit on the {what}, and {max(0, self.allowed)} may be"
         return None

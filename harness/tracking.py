@@ -125,7 +125,7 @@ def fill(client: MlflowClient, name: str, result: RunResult, began: int, tags: M
 
 def keep_folder(folder: Path, store: tuple[MlflowClient, str]) -> int:
     """Save all results in a folder, and say how many: a run's own, or those of a study or of `--mode submission`, below
-    one MLflow run that holds the folder's other files. Raises SetupError if there is none."""
+    one MLflow run that holds the folder's other files. Raises ConfigError if there is none."""
     from mlflow.exceptions import MlflowException
 
     if (folder / RESULT).exists():
@@ -135,7 +135,7 @@ def keep_folder(folder: Path, store: tuple[MlflowClient, str]) -> int:
     # What an interrupted test has left was moved aside, and its point was run anew.
     found = [path for path in inner if "interrupted-" not in str(path.relative_to(folder))]
     if not found:
-        raise SetupError(f"{folder} holds no result: name the folder of a run, or one with several in it.")
+        raise ConfigError(f"{folder} holds no result: name the folder of a run, or one with several in it.")
     client, experiment = store
     try:
         parent = client.create_run(experiment, run_name=folder.name).info.run_id

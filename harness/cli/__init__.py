@@ -99,7 +99,8 @@ def call(words: Sequence[str], debug: bool = False) -> int:
         error.show()
         return USAGE
     except click.ClickException as error:
-        return complain(f"{error.format_message().rstrip('.?')}; --help lists the options.", USAGE, debug=False)
+        said = error.format_message().removesuffix(".")
+        return complain(said + ("" if said[-1:] in "?)" else ";") + " --help lists the options.", USAGE, debug=False)
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except ConfigError as error:

@@ -14,7 +14,7 @@ import click
 def track(folders: tuple[Path, ...], mlflow_uri: str, debug: bool) -> int:
     """Keep results in MLflow: of runs, of studies, of submissions.
 
-    Exit code: 0 kept, 2 usage, 3 no result there, a damaged one, or a store that does not take it.
+    Exit code: 0 kept, 2 usage or no result there, 3 a damaged one, or a store that does not take it.
     """
     from harness.tracking import keep_folder, open_store
 

@@ -41,8 +41,8 @@ def answer(pace: float) -> Outcome:
         (2, 3, 0, 0, "3 queries are over the limit on the first token, and 2 may be"),
         (2, 0, 3, 0, "3 queries are over the limit on the time per output token, and 2 may be"),
         (-1, 0, 0, 0, None),  # too short for any verdict but INVALID, which LoadGen shall say
-        (-1, 1, 0, 0, "1 queries are over the limit on the first token, and 0 may be"),
-        (5, 0, 0, 1, "1 queries have failed"),
+        (-1, 1, 0, 0, "1 query is over the limit on the first token, and 0 may be"),
+        (5, 0, 0, 1, "1 query has failed"),
     ],
 )
 def test_more_over_a_limit_than_may_be_is_hopeless(
@@ -110,7 +110,7 @@ def test_a_hopeless_test_whose_loadgen_fails_is_not_waited_for(tmp_path: Path) -
     test: Any = Failing()
     with Progress(quiet=True) as progress:
         watch_hopes(test, test, Tally(0.1, 0.1, 0, failed=1), test, config, progress)
-    assert test.said == ["hold", "the test was hopeless: 1 queries have failed", "release"]
+    assert test.said == ["hold", "the test was hopeless: 1 query has failed", "release"]
 
 
 def test_a_hopeless_test_ends_at_once_and_the_next_one_in_its_process_is_none_the_worse(tmp_path: Path) -> None:

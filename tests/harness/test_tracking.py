@@ -141,7 +141,7 @@ def test_a_damaged_result_is_refused(content: str, tmp_path: Path, capsys: pytes
 
 
 def test_a_folder_without_a_result_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(["track", str(tmp_path), "--mlflow-uri", f"file:{tmp_path / 'store'}"]) == 3
+    assert call(["track", str(tmp_path), "--mlflow-uri", f"file:{tmp_path / 'store'}"]) == 2
     assert "holds no result" in capsys.readouterr().err
 
 

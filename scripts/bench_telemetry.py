@@ -1,7 +1,8 @@
 """What telemetry costs, measured on against off: p99 of the time to first token, throughput of a real engine, CPU.
 
     python scripts/bench_telemetry.py                 first tokens: echo, and a stub replica with /metrics
-    python scripts/bench_telemetry.py --engine        tokens/s of vLLM in process on the demo model, Offline
+    python scripts/bench_telemetry.py --engine        tokens/s of vLLM in process on the demo model, Offline; --pairs
+                                                      are rounds here, of three minutes each
     python scripts/bench_telemetry.py --engine --serve        of `vllm serve` over HTTP
     python scripts/bench_telemetry.py --sensors       200 pages of 100 kB a second, read by a thread or by a process
     python scripts/bench_telemetry.py --parts         CPU time of a pulse on the SUT's loop, and of the sensors
@@ -51,6 +52,9 @@ from sut.work import Work
 RATE = 1_000
 PAGES, BIG = 200, 100_000
 """Of the measurement of the sensors: /metrics pages, and bytes of each."""
+
+PAIRS_A_ROUND = 2
+"""Pairs of tests on one pair of engines, after a cold one."""
 
 Figures = dict[str, float]
 
@@ -141,25 +145,30 @@ def compare(title: str, how: dict[str, Any], seconds: float, pairs: int) -> None
             show(title, in_pairs(off, on, pairs))
 
 
-def engine(pairs: int, serve: bool) -> None:
-    """Two processes with an engine each, one silent; their tokens/s and CPU per token."""
+def measuring(side: Side) -> Callable[[int], Figures]:
+    return lambda _: side.measure()
+
+
+def engine(rounds: int, serve: bool) -> None:
+    """Two processes with an engine each, one silent; their tokens/s and CPU per token. Two processes of the very same
+    engine differ by some percent for as long as they live, so each round has new ones."""
     environment = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    units = {"rate": "tokens/s", "engine_cpu": "CPU s of the engine", "loop_cpu": "CPU s of the SUT's loop"}
+    ratios: dict[str, list[float]] = {figure: [] for figure in units}
     guard = Guard()
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        off, on = (
-            Side(name, place / name, environment)
-            for name in (("silent-served", "served") if serve else ("silent", "harness"))
-        )
-        done = in_pairs(lambda _: off.measure(), lambda _: on.measure(), pairs)
-        units = {"rate": "tokens/s", "engine_cpu": "CPU s of the engine", "loop_cpu": "CPU s of the SUT's loop"}
-        for figure, unit in units.items():
-            ratios = [after[figure] / before[figure] for before, after in done]
-            middle = statistics.median(before[figure] for before, _ in done)
-            print(f"{unit}: off {middle:,.1f}, on over off less 1: {interval([ratio - 1 for ratio in ratios])}")
-        off.stop()
-        on.stop()
+    for number in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            names = ("silent-served", "served") if serve else ("silent", "harness")
+            sides = {name: Side(name, Path(folder) / name, environment) for name in (names, names[::-1])[number % 2]}
+            off, on = (sides[name] for name in names)
+            done = in_pairs(measuring(off), measuring(on), PAIRS_A_ROUND)
+            off.stop()
+            on.stop()
+        for figure, found in ratios.items():
+            found.append(statistics.mean(after[figure] / before[figure] for before, after in done))
     guard.close()
+    for figure, unit in units.items():
+        print(f"{unit}: on over off less 1: {interval([ratio - 1 for ratio in ratios[figure]])}, {rounds} rounds")
 
 
 class ThreadSensors(Sensors):

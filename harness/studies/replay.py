@@ -5,8 +5,8 @@ takes so long alone and so much longer per query that runs. Both follow from a p
 work, in steps. LoadGen's schedule is known, so the model gives the latencies of every query of a test of full length at
 any rate, bursts in its later part and the load that builds up over minutes included, which a short probe never meets.
 
-A factor on the work makes the model show the very latency that decided the probe, whatever it is that the model lacks.
-The result is still a guess: it says where to probe next, and LoadGen says what is VALID.
+Where waits decide, a factor on the work makes the model show the very one that decided the probe, whatever it is that
+the model lacks. The result is still a guess: it says where to probe next, and LoadGen says what is VALID.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ limit / T. So a verdict holds for its own length only, and the search asks of ea
 decisive latency, which only as many queries exceed as LoadGen allows, and what that says about a test of full length
 (replay.py). Two stages:
 
-1. short probes, each at the rate that the one before it points to, until one is where it points to itself;
+1. short probes, each at the rate that the one before it points to, until one points no further than it can tell;
 2. tests of full length, until one is VALID and one at most TOLERANCE above it is not. One that is hopeless is soon over
    and one that is valid takes all of its time, so they come from where the short ones point to and not from below. Runs
    are noisy: of `times` tests at the best rate most must be valid.
@@ -34,13 +34,13 @@ TOLERANCE = 0.02
 """The share of the rate that the answer may be off."""
 
 SETTLED = 0.15
-"""A short probe is at the edge if what it points to is no further from its own rate."""
+"""A short probe tells of rates no further from its own: the load was too unlike there."""
 
 TELLING = 0.25
-"""A wait below this share of what is allowed tells nothing of the capacity."""
+"""A latency below this share of what is allowed tells nothing of where the limit is met."""
 
-ALIKE = 0.25
-"""A model whose own decisive latency is off by this share is none of that server."""
+FAITHFUL = 0.25
+"""A model that shows the decisive latency of its own probe off by more than this share is none of that server."""
 
 OUTLIERS = {SHORT: 1, EDGE: 2}
 """Queries over the limit that a probe must bear: each asks for more queries (early_stopping.py)."""
@@ -205,7 +205,8 @@ def _bracket(probes: Sequence[Probe]) -> tuple[float | None, float | None]:
 
 
 def _settled(terms: Terms, shorts: Sequence[Probe]) -> float | None:
-    """Where the short probes point to, once they agree."""
+    """Where the short probes point to, once that is near enough. A valid one that points below itself is too short for
+    the load to build up: its verdict bounds nothing."""
     last = shorts[-1]
     pointed = estimate(terms, last)
     if pointed is not None and (abs(pointed / last.rate - 1) <= SETTLED or (last.valid and pointed < last.rate)):
@@ -288,9 +289,9 @@ def _around_peak(full: Sequence[Probe]) -> tuple[float | None, float | None]:
 
 @lru_cache(maxsize=256)
 def estimate(terms: Terms, probe: Probe) -> float | None:
-    """The peak of a test of full length, as far as this probe tells it: where the server that it showed, made as quick
-    or slow as what decided the probe says, meets the limits on the full test's schedule. None if it is too far from
-    both limits to tell."""
+    """The peak of a test of full length, as far as this probe tells it: where the server that it showed meets the
+    limits on the full test's schedule. Where waits decide, its work is made to fit the decisive one; a pace is in the
+    model as it was. None for a probe too far from both limits, or one that its model does not explain."""
     wait, pace = (probe.ttft - probe.base) / (terms.limits.ttft - probe.base), probe.tpot / terms.limits.tpot
     if probe.batch is None or probe.base >= terms.limits.ttft or max(wait, pace) < TELLING:
         return None
@@ -308,7 +309,7 @@ def estimate(terms: Terms, probe: Probe) -> float | None:
 
     factor = replay.edge(waits_less, 1 / 4, 4.0) if wait >= max(pace, TELLING) else 1.0
     shown = max(shares(probe.seen, probe.rate, probe.over, factor))
-    if not 1 - ALIKE < shown / max(wait, pace) < 1 + ALIKE:
+    if abs(shown / max(wait, pace) - 1) > FAITHFUL:
         return None
 
     def valid(rate: float) -> bool:

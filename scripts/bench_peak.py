@@ -43,7 +43,13 @@ SHAPES = {
     "echo, 256 slots, long answers": VirtualServer(slots=256, tpot=0.03, tokens=(32, 512)),
     "slower under load": VirtualServer(load=1.0),
     "TPOT binds": VirtualServer(slots=512, tpot=0.04, load=9.0),
+    "TPOT binds, 256 slots": VirtualServer(slots=256, tpot=0.06, load=4.0),
+    "slower under load, 32 slots": VirtualServer(slots=32, load=3.0),
+    "TPOT by the square of the load": VirtualServer(slots=512, tpot=0.1, load=1.5, bend=2.0),
+    "first tokens stop all others": VirtualServer(slots=100_000, tpot=0.0002, stall=0.04),
 }
+"""The first five are what the target is asked of; the last two follow another law than the search's own model."""
+
 SEEDS = 20
 SECONDS, QUERIES, PASS = 600.0, 512, 1024
 

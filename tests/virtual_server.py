@@ -2,7 +2,9 @@
 milliseconds, so that a search can be tried on hundreds of them.
 
 A query waits for one of `slots`, gives its first token after `ttft` seconds and each further one after `tpot`, which
-grows with the slots in use (`load`). The schedule is LoadGen's (harness/schedule.py), and so is the verdict.
+grows with the slots in use (`load`, to the power `bend`); with `stall` first tokens are made one by one, in so many
+seconds, and nothing else meanwhile. The search's own model (harness/studies/replay.py) knows neither of the latter two.
+The schedule is LoadGen's (harness/schedule.py), and so is the verdict.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy.typing as npt
 
 from harness.early_stopping import allowed_over
 from harness.schedule import Times, count_queries
+from harness.studies import replay
 from harness.studies.replay import highest_but
 from harness.studies.search import FULL, Ask, Probe, Terms
 
@@ -34,6 +37,8 @@ class VirtualServer:
     ttft: float = 0.05
     tpot: float = 0.02
     load: float = 0.0
+    bend: float = 1.0
+    stall: float = 0.0
     tokens: tuple[int, int] = (32, 256)
     samples: int = 1024
     jitter: float = 0.1
@@ -47,8 +52,9 @@ class VirtualServer:
 
     @property
     def capacity(self) -> float:
-        """Queries/s with all slots in use."""
-        return float(self.slots / (self.ttft + self.tpot * (1 + self.load) * (self.lengths.mean() - 1)))
+        """Queries/s with all slots in use, or as many as get their first token."""
+        own = float(self.slots / (self.ttft + self.tpot * (1 + self.load) * (self.lengths.mean() - 1)))
+        return min(own, 1 / self.stall) if self.stall else own
 
     def serve(self, arrivals: Times, test: int = 0) -> tuple[Times, Times]:
         """When each query has its first token and its last, in the `test`-th test."""
@@ -68,16 +74,17 @@ class VirtualServer:
         decoding: list[tuple[float, int]] = []
         came = begun = running = 0
         now = clock = 0.0
+        stalled = 0.0  # until then nothing is decoded
         step = self.tpot
         while True:
             arrival = arrivals[came] if came < len(arrivals) else inf
             first = prefilling[0][0] if prefilling else inf
-            end = now + (decoding[0][0] - clock) * step if decoding else inf
+            end = max(now, stalled) + (decoding[0][0] - clock) * step if decoding else inf
             then = min(arrival, first, end)
             if then == inf:
                 return np.array(firsts), np.array(ends)
             if step:
-                clock += (then - now) / step
+                clock += max(0.0, then - max(now, stalled)) / step
             now = then
             if end <= now:
                 clock, query = heapq.heappop(decoding)
@@ -90,10 +97,11 @@ class VirtualServer:
             else:
                 came += 1
             while running < self.slots and begun < came:
-                heapq.heappush(prefilling, (now + self.ttft * pace[begun], begun))
+                stalled = max(now, stalled) + self.stall * pace[begun]
+                heapq.heappush(prefilling, (max(now + self.ttft * pace[begun], stalled), begun))
                 begun += 1
                 running += 1
-            step = self.tpot * (1 + self.load * running / self.slots)
+            step = self.tpot * (1 + self.load * (running / self.slots) ** self.bend)
 
 
 @dataclass
@@ -125,6 +133,8 @@ class VirtualLoadGen:
         self.spent += self._length(ask, arrivals, ends, stop)
         self.tests += 1
         done = ends <= stop
+        base = float(np.quantile(ttft[seen], 0.02))
+        over_at, tokens = np.where(done, ends, inf)[seen], self._lengths(queries)[seen] - 1
         return Probe(
             level=ask.level,
             full=ask.full,
@@ -134,10 +144,11 @@ class VirtualLoadGen:
             over=max(0, over),
             ttft=highest_but(ttft[seen], over),
             tpot=highest_but(tpot[done], over) if done.any() else 0.0,
-            base=float(np.quantile(ttft[seen], 0.02)),
+            base=base,
             cut=stop < inf and not crowded,
             crowded=ask.in_flight if crowded else 0,
             latency=float(np.quantile((ends - arrivals)[done], 0.99)) if done.any() else 0.0,
+            batch=replay.read(firsts[seen], over_at, tokens, base),
         )
 
     def _lengths(self, queries: int) -> Any:

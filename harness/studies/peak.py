@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from harness.config import RunConfig, one_of
 from harness.early_stopping import allowed_over
 from harness.figures import BAD, GOOD, Spec, colour, dots, limit, panel, stack, x, y
 from harness.results import RunResult
+from harness.studies import replay
 from harness.studies.findings import Column, Findings
-from harness.studies.replay import highest_but
+from harness.studies.replay import Batch, highest_but
 from harness.studies.rig import Rig
 from harness.studies.search import Answer, Ask, Limits, Probe, Terms, next_step
 from harness.tally import Tally
@@ -160,6 +161,7 @@ def read_probe(result: RunResult, ask: Ask, over: int, terms: Terms) -> Probe | 
         return None
     ttft, latency = rows["ttft_s"][began], rows["latency_s"][done]
     tpot = (latency - rows["ttft_s"][done]) / (rows["output_tokens"][done] - 1)
+    base = float(np.quantile(ttft, 0.02))
     return Probe(
         level=ask.level,
         full=ask.full,
@@ -169,20 +171,32 @@ def read_probe(result: RunResult, ask: Ask, over: int, terms: Terms) -> Probe | 
         over=max(0, over),
         ttft=highest_but(ttft, over),
         tpot=highest_but(tpot, over) if done.any() else 0.0,
-        base=float(np.quantile(ttft, 0.02)),
+        base=base,
         latency=float(np.quantile(latency, terms.limits.percentile)) if done.any() else 0.0,
         cut=is_cut(result),
         crowded=ask.in_flight if is_crowded(result) else 0,
         client_limited=bool(result["client_limited"]),
+        batch=read_batch(rows, base),
     )
+
+
+def read_batch(rows: Mapping[str, Any], base: float) -> Batch | None:
+    """The server that the rows show."""
+    issued = rows["issued_s"]
+    order = np.argsort(issued, kind="stable")
+    order = order[np.isfinite(rows["ttft_s"][order])]
+    ends = np.where(rows["good"], issued + rows["latency_s"], inf)
+    tokens = np.maximum(1, rows["output_tokens"] - 1).astype(float)
+    return replay.read((issued + rows["ttft_s"])[order], ends[order], tokens[order], base)
 
 
 def read_rows(folder: Path) -> dict[str, Any]:
     """Columns of samples.parquet; `good` are answers and not failures."""
     from pyarrow import parquet
 
-    table = parquet.read_table(folder / "samples.parquet", columns=["ttft_s", "latency_s", "output_tokens", "error"])
-    columns = {name: table[name].to_numpy() for name in ("ttft_s", "latency_s", "output_tokens")}
+    names = ["issued_s", "ttft_s", "latency_s", "output_tokens"]
+    table = parquet.read_table(folder / "samples.parquet", columns=[*names, "error"])
+    columns = {name: table[name].to_numpy() for name in names}
     return columns | {"good": table["error"].is_null().to_numpy()}
 
 

@@ -6,7 +6,7 @@ limit / T. So a verdict holds for its own length only, and the search asks of ea
 decisive latency, which only as many queries exceed as LoadGen allows, and what that says about a test of full length
 (replay.py). Two stages:
 
-1. short probes, each at the rate that the one before it points to, until one is where it points to itself;
+1. short probes, each at the rate that the one before it points to, until one points no further than it can tell;
 2. tests of full length, until one is VALID and one at most TOLERANCE above it is not. One that is hopeless is soon over
    and one that is valid takes all of its time, so they come from where the short ones point to and not from below. Runs
    are noisy: of `times` tests at the best rate most must be valid.
@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, log, sqrt
+from functools import lru_cache
+from math import inf, sqrt
 from statistics import median
 
 import numpy as np
@@ -32,11 +33,14 @@ SHORT, EDGE, FULL = "short", "edge", "full"
 TOLERANCE = 0.02
 """The share of the rate that the answer may be off."""
 
-SETTLED = 0.05
-"""A short probe is at the edge if what it points to is no further from its own rate."""
+SETTLED = 0.15
+"""A short probe tells of rates no further from its own: the load was too unlike there."""
 
 TELLING = 0.25
-"""A wait below this share of what is allowed tells nothing of the capacity."""
+"""A latency below this share of what is allowed tells nothing of where the limit is met."""
+
+FAITHFUL = 0.25
+"""A model that shows the decisive latency of its own probe off by more than this share is none of that server."""
 
 OUTLIERS = {SHORT: 1, EDGE: 2}
 """Queries over the limit that a probe must bear: each asks for more queries (early_stopping.py)."""
@@ -44,11 +48,8 @@ OUTLIERS = {SHORT: 1, EDGE: 2}
 SHARE = {SHORT: 0.1, EDGE: 0.2}
 """A probe's length as a share of the full test's min_duration."""
 
-HOPEFUL = 0.88
-"""Where the time per output token binds, short probes point so much too high, more or less."""
-
 STRIDE = 0.04
-"""The first step down from a test that does not tell where the peak is; each further one is twice as long."""
+"""The first step away from a test that does not tell where the peak is; each further one is twice as long."""
 
 MOST_ARRIVALS = 500_000
 """Queries of a schedule that are computed: more are counted by their mean."""
@@ -137,6 +138,8 @@ class Probe:
     crowded: int = 0
     """How many queries outstanding ended the probe before it was known whether it was hopeless: no verdict."""
     client_limited: bool = False
+    batch: replay.Batch | None = field(default=None, compare=False, repr=False)
+    """The server as it showed itself."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ def next_step(terms: Terms, history: Sequence[Probe]) -> Ask | Answer:
     if not terms.quick or _ask(terms, history, EDGE, pointed).full:
         return _at_full_length(terms, history, pointed)
     edges = [probe for probe in history if probe.level == EDGE]
-    estimates = [found for probe in edges if (found := estimate(terms, edges, probe)) is not None]
+    estimates = [found for probe in edges if (found := estimate(terms, probe)) is not None]
     rate = median(estimates) if estimates else pointed
     return _ask(terms, history, EDGE, rate) if len(edges) < terms.times else Answer(_rounded(rate))
 
@@ -202,34 +205,25 @@ def _bracket(probes: Sequence[Probe]) -> tuple[float | None, float | None]:
 
 
 def _settled(terms: Terms, shorts: Sequence[Probe]) -> float | None:
-    """Where the short probes point to, once they agree."""
+    """Where the short probes point to, once that is near enough. A valid one that points below itself is too short for
+    the load to build up: its verdict bounds nothing."""
     last = shorts[-1]
-    pointed = estimate(terms, shorts, last)
-    if pointed is not None and abs(pointed / last.rate - 1) <= SETTLED:
-        return pointed * (HOPEFUL if _is_paced(terms, shorts) else 1)
+    pointed = estimate(terms, last)
+    if pointed is not None and (abs(pointed / last.rate - 1) <= SETTLED or (last.valid and pointed < last.rate)):
+        return pointed
     low, high = _bracket(shorts)
-    if low is not None and high is not None:
-        if _is_paced(terms, shorts) and high / low <= 1 + 5 * SETTLED:
-            return sqrt(low * high) * HOPEFUL
-        if high / low <= 1 + SETTLED:
-            return sqrt(low * high)
-    return None
-
-
-def _is_paced(terms: Terms, probes: Sequence[Probe]) -> bool:
-    """Whether the time per output token is what binds; then the load builds up for longer than a short probe lasts."""
-    return any(not probe.valid and probe.tpot > terms.limits.tpot for probe in probes)
+    return sqrt(low * high) if low is not None and high is not None and high / low <= 1 + SETTLED else None
 
 
 def _toward(terms: Terms, shorts: Sequence[Probe]) -> float:
     """The rate of the next short probe: where the last one points to, if that is between what is known."""
     low, high = _bracket(shorts)
-    pointed = estimate(terms, shorts, shorts[-1])
+    pointed = estimate(terms, shorts[-1])
     if low is None:
         least = min(probe.rate for probe in shorts)
         return max(least / 4, min(pointed or least / 2, 0.9 * least))
     if high is None:
-        return low * min(1 + 0.25 * 2.0 ** len(shorts), 5.0, max((pointed or 5 * low) / low, 1.1))
+        return low * min(1 + 0.125 * 2.0 ** len(shorts), 5.0, max((pointed or 5 * low) / low, 1.1))
     if pointed is not None and low < pointed < high:
         return pointed
     return sqrt(low * high)
@@ -247,36 +241,36 @@ def _at_full_length(terms: Terms, history: Sequence[Probe], pointed: float) -> A
     if best is not None and worst is not None and worst <= best * (1 + TOLERANCE):
         enough = 2 * sum(probe.valid for probe in full if probe.rate == best) > terms.times
         return Answer(best, confirmed=True) if enough else _ask(terms, history, FULL, best)
-    return _ask(terms, history, FULL, _within(best, worst, _pooled(terms, history, full), _misses(full)))
+    return _ask(terms, history, FULL, _within(best, worst, _told(terms, full, (best, worst)), _alike(full)))
 
 
-def _within(best: float | None, worst: float | None, told: float | None, misses: int) -> float:
+def _within(best: float | None, worst: float | None, told: float | None, alike: int) -> float:
     """The rate at which the next test leaves least to be tried: where the tests point to, but at least a step from what
-    is known, and just a step from it where that is near. Where they mislead, each of the `misses` in a row doubles the
-    step down."""
+    is known. Where they mislead, which the last `alike` verdicts show, the interval is halved, or the way doubled."""
     step = 1 + 0.95 * TOLERANCE
     if told is not None and not (best or 0) / step < told < (worst or inf) * step:
         told = None  # the tests themselves say otherwise
-    if best is None:
-        assert worst is not None
-        if told is None:
-            return worst * max(0.5, 1 - STRIDE * 2.0 ** (misses - 1))
-        return min(told, worst / step) * max(0.5, 1 - (step - 1) * (2.0 ** max(0, misses - 2) - 1))
-    if worst is None:
-        return best * (1 + STRIDE) if told is None else max(told, best * step)
-    if told is None or worst / best <= step**2:
-        return sqrt(best * worst)
-    return min(max(told, best * step), worst / step)
+    if best is not None and worst is not None:
+        if worst / best <= step**2:
+            return best * step  # rather than between them: a test that is INVALID is soon over
+        return sqrt(best * worst) if told is None or alike > 2 else min(max(told, best * step), worst / step)
+    if best is not None:
+        return best * (1 + STRIDE * 2.0 ** (alike - 1)) if told is None else max(told, best * step)
+    assert worst is not None
+    if told is None:
+        return worst * max(0.5, 1 - STRIDE * 2.0 ** (alike - 1))
+    return min(told, worst / step) * max(0.5, 1 - (step - 1) * (2.0 ** max(0, alike - 3) - 1))
 
 
-def _misses(full: Sequence[Probe]) -> int:
-    """How many tests in a row, the last ones, were not valid."""
-    return next((number for number, probe in enumerate(reversed(full)) if probe.valid), len(full))
+def _alike(full: Sequence[Probe]) -> int:
+    """How many tests in a row, the last ones, have the same verdict."""
+    return next((n for n, probe in enumerate(reversed(full)) if probe.valid != full[-1].valid), len(full))
 
 
-def _pooled(terms: Terms, history: Sequence[Probe], full: Sequence[Probe]) -> float | None:
-    """What tests of full length point to, the more of a test was seen the more it counts."""
-    found = [(guess, probe.seen) for probe in full if (guess := estimate(terms, history, probe)) is not None]
+def _told(terms: Terms, full: Sequence[Probe], rates: Sequence[float | None]) -> float | None:
+    """What the tests of full length at these rates point to: the more of a test was seen the more it counts."""
+    near = [probe for probe in full if probe.rate in rates]
+    found = [(guess, probe.seen) for probe in near if (guess := estimate(terms, probe)) is not None]
     return sum(guess * seen for guess, seen in found) / sum(seen for _, seen in found) if found else None
 
 
@@ -293,46 +287,38 @@ def _around_peak(full: Sequence[Probe]) -> tuple[float | None, float | None]:
 # -- what probes say --------------------------------------------------------------------------------------------------
 
 
-def estimate(terms: Terms, probes: Sequence[Probe], probe: Probe) -> float | None:
-    """The peak of a test of full length, as far as this probe tells it: where the first token's limit is met, and where
-    the further tokens' is."""
-    found = [by_waits(terms, probe), by_pace(terms, probes, probe)]
-    return min((rate for rate in found if rate is not None), default=None)
-
-
-def by_waits(terms: Terms, probe: Probe) -> float | None:
-    """The peak by the time to first token; None for a probe that waits too little to tell."""
-    allowed = terms.limits.ttft - probe.base
-    wait = probe.ttft - probe.base
-    if allowed <= 0 or wait < TELLING * allowed:
+@lru_cache(maxsize=256)
+def estimate(terms: Terms, probe: Probe) -> float | None:
+    """The peak of a test of full length, as far as this probe tells it: where the server that it showed meets the
+    limits on the full test's schedule. Where waits decide, its work is made to fit the decisive one; a pace is in the
+    model as it was. None for a probe too far from both limits, or one that its model does not explain."""
+    wait, pace = (probe.ttft - probe.base) / (terms.limits.ttft - probe.base), probe.tpot / terms.limits.tpot
+    if probe.batch is None or probe.base >= terms.limits.ttft or max(wait, pace) < TELLING:
         return None
-    served = replay.capacity(terms.arrivals(probe.seen), probe.rate, wait, probe.over)
+    # Where nobody waits for a slot it is not known how many there are.
+    batch = probe.batch if wait >= TELLING else replace(probe.batch, slots=inf)
 
-    def test(rate: float) -> tuple[Times, int]:
+    def shares(queries: int, rate: float, over: int, factor: float) -> tuple[float, float]:
+        """The decisive latencies, as shares of what is allowed."""
+        waits, paces = batch.serve(terms.arrivals(queries) / rate, factor)
+        allowed = terms.limits.ttft - probe.base
+        return replay.highest_but(waits, over) / allowed, replay.highest_but(paces, over) / terms.limits.tpot
+
+    def waits_less(factor: float) -> bool:
+        return shares(probe.seen, probe.rate, probe.over, factor)[0] <= wait
+
+    factor = replay.edge(waits_less, 1 / 4, 4.0) if wait >= max(pace, TELLING) else 1.0
+    shown = max(shares(probe.seen, probe.rate, probe.over, factor))
+    if abs(shown / max(wait, pace) - 1) > FAITHFUL:
+        return None
+
+    def valid(rate: float) -> bool:
         queries = terms.full(rate)
-        return terms.arrivals(queries), allowed_over(queries, terms.limits.percentile)
+        over = allowed_over(queries, terms.limits.percentile)
+        return over >= 0 and max(shares(queries, rate, over, factor)) <= 1
 
-    return replay.peak(served, allowed, test)
-
-
-def by_pace(terms: Terms, probes: Sequence[Probe], probe: Probe) -> float | None:
-    """The peak by the time per output token, which rises with the load: along the line, on logarithmic scales, through
-    this probe and the one nearest to it in rate that differs. None where the limit is far, and for a probe that was
-    brought to an end, whose answers so far are not its longest."""
-    limit = terms.limits.tpot
-    others = [other for other in probes if abs(other.rate / probe.rate - 1) > TOLERANCE / 4 and not other.cut]
-    others = [other for other in others if other.full == probe.full] or others
-    if probe.cut or not others or not probe.tpot > limit / 2:
-        return None
-    other = min(others, key=lambda known: abs(known.rate / probe.rate - 1))
-    rise = max(_slope(other, probe), 0.5)
-    return float(probe.rate * (limit / probe.tpot) ** (1 / rise))
-
-
-def _slope(one: Probe, other: Probe) -> float:
-    if not one.tpot > 0:
-        return 1.0
-    return log(other.tpot / one.tpot) / log(other.rate / one.rate)
+    found = replay.edge(valid, probe.rate / 4, probe.rate * 4)
+    return found if probe.rate / 3.9 < found < probe.rate * 3.9 else None
 
 
 def _ask(terms: Terms, history: Sequence[Probe], level: str, rate: float, full: bool = False) -> Ask:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.studies.search import FULL, TOLERANCE, Answer, Ask, Limits, Probe, Terms, next_step
+from harness.studies.search import FULL, TOLERANCE, Answer, Ask, Limits, Probe, Terms, estimate, next_step
 from tests.virtual_server import VirtualLoadGen, VirtualServer, find_truth
 
 SEED = 16159082839903944936  # the round's
@@ -16,6 +16,8 @@ SERVERS = {
     "few slots, short answers": VirtualServer(slots=16, tpot=0.01),
     "slower under load": VirtualServer(load=1.0),
     "the time per output token binds": VirtualServer(slots=512, tpot=0.04, load=9.0),
+    "it rises by the square of the load": VirtualServer(slots=512, tpot=0.1, load=1.5, bend=2.0),
+    "first tokens are all it has time for": VirtualServer(slots=100_000, tpot=0.0002, stall=0.04),
 }
 
 
@@ -49,6 +51,26 @@ def test_the_search_may_begin_anywhere(start: float) -> None:
     server = VirtualServer()
     terms = terms_of(server, start=start * server.capacity)
     assert search(server, terms)[0].rate == pytest.approx(find_truth(server, terms), rel=TOLERANCE)
+
+
+def test_few_tests_of_full_length_are_run_to_their_end() -> None:
+    for name in ("slower under load", "the time per output token binds"):
+        for seed in range(4):
+            server = replace(SERVERS[name], seed=seed)
+            _, history, _ = search(server, terms_of(server, seed))
+            assert sum(probe.valid for probe in history if probe.full) <= 2
+
+
+def test_a_server_that_its_probe_does_not_explain_is_no_guess() -> None:
+    """Its queries waited, and none of its slots says why."""
+    server = VirtualServer()
+    terms = terms_of(server)
+    probe = VirtualLoadGen(server, terms).test(Ask(FULL, True, server.capacity, 300.0, 512, 10_000))
+    assert probe.batch is not None
+    assert estimate(terms, probe) == pytest.approx(find_truth(server, terms), rel=0.03)
+    idle = replace(probe, rate=probe.rate / 100, batch=replace(probe.batch, slots=1e6))
+    assert estimate(terms, idle) is None
+    assert estimate(terms, replace(idle, rate=probe.rate / 101, batch=None)) is None
 
 
 def test_a_quick_search_runs_no_test_of_full_length() -> None:

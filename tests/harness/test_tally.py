@@ -14,6 +14,7 @@ import pytest
 from harness.config import resolve
 from harness.progress import Progress
 from harness.run import watch_hopes
+from harness.signals import Noted
 from harness.tally import Tally
 from sut.errors import BackendError
 from sut.query import TOKEN_DTYPE, Outcome, Query
@@ -109,7 +110,7 @@ def test_a_hopeless_test_whose_loadgen_fails_is_not_waited_for(tmp_path: Path) -
     config = resolve(scenario="Server", backend="echo", target_qps=5.0, output_dir=tmp_path)
     test: Any = Failing()
     with Progress(quiet=True) as progress:
-        watch_hopes(test, test, Tally(0.1, 0.1, 0, failed=1), test, config, progress)
+        watch_hopes(test, test, Tally(0.1, 0.1, 0, failed=1), test, config, progress, Noted())
     assert test.said == ["hold", "the test was hopeless: 1 query has failed", "release"]
 
 

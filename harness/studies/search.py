@@ -172,7 +172,8 @@ def next_step(terms: Terms, history: Sequence[Probe]) -> Ask | Answer:
     if not terms.quick or _ask(terms, history, EDGE, pointed).full:
         return _at_full_length(terms, history, pointed)
     edges = [probe for probe in history if probe.level == EDGE]
-    estimates = [found for probe in edges if (found := estimate(terms, probe)) is not None]
+    found = [(estimate(terms, probe), probe.rate) for probe in edges]
+    estimates = [rate for rate, own in found if rate is not None and abs(rate / own - 1) <= SETTLED]
     rate = median(estimates) if estimates else pointed
     return _ask(terms, history, EDGE, rate) if len(edges) < terms.times else Answer(_rounded(rate))
 

@@ -127,10 +127,22 @@ class Cluster:
         if not self._members:
             await asyncio.to_thread(self._close)
 
+    def reachable(self) -> bool:
+        """Whether there is a cluster that can be asked for something: Ray would wait for one that is gone."""
+        import ray
+
+        try:
+            refuse_unreachable(ray.get_runtime_context().gcs_address)
+        except (SetupError, RuntimeError, ray.exceptions.RayError):
+            return False
+        return True
+
     def _close(self) -> None:
         import ray
         from ray.util.placement_group import remove_placement_group
 
+        if not self.reachable():  # what it held went with it, or goes with this process
+            return
         for actor in self.actors:
             ray.kill(actor)
         for group in self._groups:

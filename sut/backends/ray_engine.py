@@ -109,7 +109,7 @@ class RayEngine:
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
-        if self._actor is not None:
+        if self._actor is not None and await asyncio.to_thread(self._cluster.reachable):
             await self._save_log()
         await self._cluster.leave(self._index)
 

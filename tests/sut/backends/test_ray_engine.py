@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import socket
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -336,3 +337,24 @@ def test_where_a_replica_stands_is_asked_of_it_alone(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ray_cluster, "connect", lambda address: None)
     monkeypatch.setattr(cluster, "_place_all", place_all)
     asyncio.run(story())
+
+
+def test_a_cluster_that_is_gone_is_asked_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of this machine's own goes first when a start has failed; Ray would wait for it."""
+    import ray
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    did: list[str] = []
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+    monkeypatch.setattr(ray, "kill", lambda actor: did.append("kill"))
+    monkeypatch.setattr(ray, "shutdown", lambda: did.append("shutdown"))
+    engine, _ = connected()
+    asyncio.run(engine.stop())
+    engine._cluster.actors = [engine._actor]
+    asyncio.run(engine._cluster.leave(1))
+    assert did == []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        asyncio.run(engine._cluster.leave(1))
+    assert did == ["kill", "shutdown"]

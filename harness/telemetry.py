@@ -12,7 +12,7 @@ Counters (+) count from the test's first callback; a counter that falls has been
                   answer_tokens        tokens +          of its right answers                   }
                   serving              0 or 1            whether it is given work               }
                   running              requests          in its batch                           } what its engine says:
-                  waiting              requests          for a place in it                      } vLLM in this process,
+                  waiting              requests          for a place in it                      } vLLM here or on Ray,
                   kv_cache_usage       0 to 1            the fullest, of several engines        } a server's /metrics,
                   preemptions          requests +                                               } or echo
                   prompt_tokens        tokens +                                                 }

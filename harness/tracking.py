@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,11 +71,11 @@ def refuse_unreachable(uri: str) -> None:
         parts = urlsplit(uri)
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError as error:
-        raise ConfigError(f"--mlflow-uri {uri!r} is no URI: {error}.") from error
+        raise ConfigError(f"--mlflow-uri {without_userinfo(uri)!r} is no URI: {error}.") from error
     if parts.scheme not in ("http", "https"):
         return
     if not parts.hostname:
-        raise ConfigError(f"--mlflow-uri {uri!r} names no host.")
+        raise ConfigError(f"--mlflow-uri {without_userinfo(uri)!r} names no host.")
     try:
         socket.create_connection((parts.hostname, port), REACH_LIMIT).close()
     except OSError as error:
@@ -93,12 +93,8 @@ def keep(result: RunResult, store: tuple[MlflowClient, str], parent: str | None 
     began = int(1000 * (result.content.get("started_at") or 0)) or None  # a test that never began has none
     try:
         name = str(client.create_run(experiment, began, run_name=result.folder.name).info.run_id)
-        try:
-            fill(client, name, result, began or 0, {"mlflow.parentRunId": parent} if parent else {})
-        except (MlflowException, OSError):
-            with suppress(MlflowException, OSError):  # what it has taken stays, and is no whole result
-                client.set_terminated(name, "FAILED")
-            raise
+        with whole(client, name):
+            fill(client, name, result, began, {"mlflow.parentRunId": parent} if parent else {})
     except (MlflowException, OSError) as error:
         raise SetupError(
             f"the MLflow store has not taken the result, which stands in {result.folder}: {first_line(error)}"
@@ -106,8 +102,21 @@ def keep(result: RunResult, store: tuple[MlflowClient, str], parent: str | None 
     return name
 
 
-def fill(client: MlflowClient, name: str, result: RunResult, began: int, tags: Mapping[str, str]) -> None:
-    """Put all of a result into an MLflow run and end that. Raises MlflowException or OSError."""
+@contextmanager
+def whole(client: MlflowClient, name: str) -> Iterator[None]:
+    """Filling an MLflow run: of one that fails, what the store has taken stays, and is marked as not whole."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError, SetupError):
+        with suppress(MlflowException, OSError):
+            client.set_terminated(name, "FAILED")
+        raise
+
+
+def fill(client: MlflowClient, name: str, result: RunResult, began: int | None, tags: Mapping[str, str]) -> None:
+    """Put all of a result into an MLflow run and end that when the test did. Raises MlflowException or OSError."""
     from mlflow.entities import Metric, Param, RunTag
 
     client.log_batch(
@@ -116,11 +125,22 @@ def fill(client: MlflowClient, name: str, result: RunResult, began: int, tags: M
     parameters = [Param(key, value) for key, value in parameters_of(result.content["config"])]
     for start in range(0, len(parameters), AT_ONCE):
         client.log_batch(name, params=parameters[start : start + AT_ONCE])
-    metrics = [Metric(key, value, began, 0) for key, value in figures_of(result.content)]
+    metrics = [Metric(key, value, began or 0, 0) for key, value in figures_of(result.content)]
     for start in range(0, len(metrics), METRICS_AT_ONCE):
         client.log_batch(name, metrics=metrics[start : start + METRICS_AT_ONCE])
-    client.log_artifacts(name, str(result.folder))
-    client.set_terminated(name, "FINISHED" if result["status"] == "complete" else "KILLED")
+    put_file(client, name, result.folder)
+    ended = began and began + int(1000 * result["duration_s"])
+    client.set_terminated(name, "FINISHED" if result["status"] == "complete" else "KILLED", ended)
+
+
+def put_file(client: MlflowClient, name: str, path: Path) -> None:
+    """A file, or a folder with all in it, as artefacts. Raises MlflowException."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        (client.log_artifacts if path.is_dir() else client.log_artifact)(name, str(path))
+    except Exception as error:  # whoever keeps artefacts for the store has a client of its own (boto3), or none is here
+        raise MlflowException(f"{path.name}: {type(error).__name__}: {error}") from error
 
 
 def keep_folder(folder: Path, store: tuple[MlflowClient, str]) -> int:
@@ -136,18 +156,20 @@ def keep_folder(folder: Path, store: tuple[MlflowClient, str]) -> int:
     found = [path for path in inner if "interrupted-" not in str(path.relative_to(folder))]
     if not found:
         raise ConfigError(f"{folder} holds no result: name the folder of a run, or one with several in it.")
+    results = [load(place) for place in found]
     client, experiment = store
     try:
         parent = client.create_run(experiment, run_name=folder.name).info.run_id
-        for path in sorted(folder.iterdir()):
-            if path.is_file():
-                client.log_artifact(parent, str(path))
-        client.set_terminated(parent)
+        with whole(client, parent):
+            for path in sorted(folder.iterdir()):
+                if path.is_file():
+                    put_file(client, parent, path)
+            for result in results:
+                keep(result, store, parent)
+            client.set_terminated(parent)
     except (MlflowException, OSError) as error:
         raise SetupError(f"the MLflow store has not taken {folder}: {first_line(error)}") from error
-    for place in found:
-        keep(load(place), store, parent)
-    return len(found)
+    return len(results)
 
 
 # -- what of a result goes where, as pure functions ------------------------------------------------------------------
@@ -189,4 +211,5 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """What an error says first, without the password that a URI in it may hold."""
+    return without_userinfo((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]

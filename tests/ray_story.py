@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from ray.cluster_utils import Cluster as Nodes
 
 from sut.backends import Generation, Plan
@@ -61,12 +62,13 @@ def wait(until: Callable[[], bool], limit: float = 60.0) -> bool:
     return until()
 
 
-def chapter(sut: SUT, count: int, event: Callable[[], None] = lambda: None, after: float = 0.6) -> dict[str, Any]:
-    """Issue queries, let something happen, and tell how each of them ended and who served them."""
+def chapter(sut: SUT, count: int, event: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Issue queries, let something happen once both replicas are at work, and tell how each of the queries ended and
+    who served them."""
     ear = Ear()
     sut.begin(Work(prompt, True, 64, ear))
     sut.issue(list(range(count)), list(range(count)))
-    time.sleep(after)
+    wait(lambda: len(ear.ends) >= count // 10)
     event()
     wait(lambda: len(ear.ends) == count)
     work, books = sut.end()
@@ -91,13 +93,12 @@ def chapter(sut: SUT, count: int, event: Callable[[], None] = lambda: None, afte
 
 
 def kill_an_actor() -> None:
-    """kill -9 of the process of the second replica's actor."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (entry / "cmdline").exists():
-            words = (entry / "cmdline").read_bytes()
-            if words.startswith(b"ray::Host") and os.getpgid(int(entry.name)) != os.getpgid(0):
-                os.kill(int(entry.name), 9)
-                return
+    """kill -9 of the process of one of our replicas' actors; there may be other clusters on this machine."""
+    for process in psutil.Process().children(recursive=True):
+        if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::Host"):
+            process.kill()
+            return
+    raise AssertionError("no actor is there")
 
 
 def story() -> dict[str, Any]:

@@ -110,7 +110,8 @@ def test_the_client_and_the_service_agree() -> None:
     said = dict(word.removeprefix("--").partition("=")[::2] for word in container["args"])
     assert options["served_model"] == said["served-model-name"]
     assert options["model"] == said["model"]
-    assert options["endpoint"][0] == f"http://{service()['metadata']['name']}-predictor:{said['port']}"
+    # KServe's Service listens on port 80 and leads to the container's first port.
+    assert options["endpoint"][0] == f"http://{service()['metadata']['name']}-predictor"
     assert container["ports"][0]["containerPort"] == int(said["port"])
     assert "no-enable-prefix-caching" in said and said["generation-config"] == "vllm"
     gpus = int(container["resources"]["limits"]["nvidia.com/gpu"])

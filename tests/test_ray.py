@@ -22,9 +22,10 @@ Told = dict[str, Any]
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     folder = tmp_path_factory.mktemp("ray")
-    subprocess.run(
-        [sys.executable, "-m", "tests.ray_story", folder], cwd=ROOT, timeout=300, check=True, capture_output=True
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.ray_story", folder], cwd=ROOT, timeout=300, capture_output=True, text=True
     )
+    assert process.returncode == 0, process.stderr
     told: Told = json.loads((folder / "told.json").read_text())
     return told
 

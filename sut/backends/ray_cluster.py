@@ -9,12 +9,12 @@ import socket
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sut.backends import Plan
 from sut.backends.ray_host import Host
+from sut.backends.vllm_engine import devices_each
 from sut.errors import SetupError
 
 START_LIMIT = 60.0
@@ -46,27 +46,34 @@ class Cluster:
     """The connection to Ray that all replicas share, where they are placed, and their actors."""
 
     def __init__(self, plan: Plan, kind: str = "vllm") -> None:
+        """Raises ConfigError for a parallelism that is no number."""
         self.actors: list[Any] = []
         self._plan = plan
         self._kind = kind
+        self._size = devices_each(plan)
         self._groups: list[Any] = []
         self._members = set(range(plan.replicas))
-        self._lock = asyncio.Lock()
+        self._nodes: list[str | None] = []
+        self._opening: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Connect and have all actors placed, once. Raises SetupError."""
-        async with self._lock:
-            if not self.actors:
-                await asyncio.to_thread(connect, self._plan.ray_address or "auto")
-                await self._place_all()
+        """Connect and have all actors placed, once for all replicas; where that fails, for all of them. Raises
+        SetupError."""
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+        await asyncio.shield(self._opening)
+
+    async def _open(self) -> None:
+        await asyncio.to_thread(connect, self._plan.ray_address or "auto")
+        await self._place_all()
+        self._nodes = await asyncio.gather(*(node_of(actor) for actor in self.actors))
 
     async def _place_all(self) -> None:
         import ray
         from ray.exceptions import RayError
         from ray.util.placement_group import placement_group
 
-        plan = self._plan
-        size = prod(int(plan.engine_args.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline"))
+        plan, size = self._plan, self._size
         device = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
         nodes = [node["Resources"].get(device, 0.0) for node in ray.nodes() if node["Alive"]]
         groups = groups_of(plan.replicas, size, device, max(nodes))
@@ -106,19 +113,13 @@ class Cluster:
         return actor.remote(self._kind, index, plan)
 
     async def place(self, index: int) -> tuple[int, int]:
-        """Which of how many replicas on its machine this one is; moved actors are counted where they are now."""
-        from ray.exceptions import RayError
-
-        async def node(actor: Any) -> str | None:
-            with suppress(RayError):
-                return str(await actor.node.remote())
-            return None
-
-        nodes = await asyncio.gather(*(node(actor) for actor in self.actors))
-        own = nodes[index]
+        """Which of how many replicas on its machine this one is; an actor that is lost counts where it was, until it
+        is there again and asks."""
+        own = await node_of(self.actors[index])
         if own is None:
             raise SetupError(f"the Ray actor {index} is not there.")
-        return Counter(nodes[:index])[own], Counter(nodes)[own]
+        self._nodes[index] = own
+        return Counter(self._nodes[:index])[own], Counter(self._nodes)[own]
 
     async def leave(self, index: int) -> None:
         """A replica has stopped; the last one takes the actors and the reservation along."""
@@ -126,15 +127,36 @@ class Cluster:
         if not self._members:
             await asyncio.to_thread(self._close)
 
+    def reachable(self) -> bool:
+        """Whether there is a cluster that can be asked for something: Ray would wait for one that is gone."""
+        import ray
+
+        try:
+            refuse_unreachable(ray.get_runtime_context().gcs_address)
+        except (SetupError, RuntimeError, ray.exceptions.RayError):
+            return False
+        return True
+
     def _close(self) -> None:
         import ray
         from ray.util.placement_group import remove_placement_group
 
+        if not self.reachable():  # what it held went with it, or goes with this process
+            return
         for actor in self.actors:
             ray.kill(actor)
         for group in self._groups:
             remove_placement_group(group)
         ray.shutdown()
+
+
+async def node_of(actor: Any) -> str | None:
+    """The machine that an actor is on, or None if it is on none."""
+    from ray.exceptions import RayError
+
+    with suppress(RayError):
+        return str(await actor.node.remote())
+    return None
 
 
 def connect(address: str) -> None:
@@ -175,6 +197,6 @@ def refuse_unreachable(address: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What a Ray error says, without its traceback: the last line that is one, or its type."""
+    """What a Ray error says, in its first line: the others tell of its processes, or are a traceback."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

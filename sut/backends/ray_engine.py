@@ -14,12 +14,14 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
+from itertools import count
 from typing import Any
 
 from sut.backend import Backend, Gauges, Sink
 from sut.backends import Plan
 from sut.backends.ray_cluster import Cluster, first_line
 from sut.backends.ray_host import Batch, Done, First, Progress, Sent
+from sut.backends.vllm_engine import refuse_another_model
 from sut.errors import BackendError, ConfigError, QueryFailed, ReplicaDied, SetupError
 from sut.query import NO_TOKENS, TOKEN_DTYPE, Outcome, Query, Tokens
 
@@ -42,7 +44,9 @@ class RayEngine:
         self._cluster = cluster
         self._plan = plan
         self._actor: Any = None
-        self._flying: dict[int, tuple[Query, Sink]] = {}
+        self._flying: dict[int, tuple[Query, Sink]] = {}  # by the numbers that travel
+        self._numbers: dict[int, int] = {}  # these, by query id
+        self._number = count()
         self._listener: asyncio.Task[None] | None = None
         self._down: str | None = None
         self._gauges = Gauges()
@@ -80,27 +84,32 @@ class RayEngine:
         """Nothing: token ids are what the engine takes."""
 
     def submit(self, queries: Sequence[Query], sink: Sink) -> None:
-        self._flying.update((query.id, (query, sink)) for query in queries)
-        self._actor.submit.remote(
-            [Sent(query.id, query.index, query.prompt.tobytes(), query.stream, query.max_tokens) for query in queries]
-        )
+        batch = []
+        for query in queries:
+            number = self._numbers[query.id] = next(self._number)
+            self._flying[number] = query, sink
+            batch.append(Sent(number, query.index, query.prompt.tobytes(), query.stream, query.max_tokens))
+        self._actor.submit.remote(batch)
 
     def cancel(self, query: Query) -> None:
-        if self._flying.pop(query.id, None) is not None and self._down is None:
-            self._actor.cancel.remote(query.id)
+        number = self._numbers.pop(query.id, None)
+        if number is not None:
+            del self._flying[number]
+            if self._down is None:
+                self._actor.cancel.remote(number)
 
     def trouble(self) -> str | None:
         return self._down
 
     def gauges(self) -> Gauges:
-        """As they were told last, at most a moment ago."""
+        """As they were told last, at most a moment ago; nothing while the actor is away."""
         return self._gauges
 
     async def stop(self) -> None:
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
-        if self._actor is not None:
+        if self._actor is not None and await asyncio.to_thread(self._cluster.reachable):
             await self._save_log()
         await self._cluster.leave(self._index)
 
@@ -108,7 +117,7 @@ class RayEngine:
         """Stop the engine, and keep its log, which lies on its own node."""
         from ray.exceptions import RayError
 
-        with suppress(RayError, TimeoutError):
+        with suppress(RayError, TimeoutError, OSError):
             async with asyncio.timeout(STOP_LIMIT):
                 log = await self._actor.stop.remote()
             if self._plan.log_dir is not None:
@@ -142,15 +151,16 @@ class RayEngine:
             elif isinstance(what, Progress):
                 sink.progress(query, what.tokens)
             else:
-                del self._flying[what.id]
+                del self._flying[what.id], self._numbers[query.id]
                 sink.done(query, outcome_of(what))
         if batch.last_words is not None:
             self._lose_all(batch.last_words)
 
     def _lose_all(self, why: str) -> None:
-        self._down = why
-        flying, self._flying = self._flying, {}
-        for query, sink in flying.values():
+        self._down, self._gauges = why, Gauges()
+        while self._flying:  # the first end may have all others cancelled
+            query, sink = self._flying.pop(next(iter(self._flying)))
+            del self._numbers[query.id]
             sink.done(query, Outcome(NO_TOKENS, failure=ReplicaDied(why)))
 
     async def _return(self) -> None:
@@ -174,8 +184,9 @@ def outcome_of(done: Done) -> Outcome:
 
 
 def make_replicas(plan: Plan) -> Sequence[Backend]:
-    """An actor per replica. Raises SetupError without Ray."""
+    """An actor per replica. Raises ConfigError, or SetupError without Ray."""
     if find_spec("ray") is None:
         raise SetupError("Ray is not installed here: pip install '.[ray]'.")
+    refuse_another_model(plan)
     cluster = Cluster(plan)
     return [RayEngine(index, cluster, plan) for index in range(plan.replicas)]

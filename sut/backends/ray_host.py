@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +25,11 @@ WATCH_INTERVAL = 0.25
 
 
 class Sent(NamedTuple):
-    """A query on its way to an actor; `prompt` are the bytes of its int32 ids."""
+    """A query on its way to an actor; `prompt` are the bytes of its int32 ids.
+
+    `id` is this attempt's own number, here and in what comes back: LoadGen may give a later query the id of an earlier
+    one, of which something is still on its way.
+    """
 
     id: int
     sample: int
@@ -75,7 +80,8 @@ class Host:
         self._stirred = asyncio.Event()
         self._queries: dict[int, Query] = {}
         self._last_words: str | None = None
-        self._watcher: asyncio.Task[None]
+        self._watcher: asyncio.Task[None] | None = None
+        self._listeners = 0
 
     def node(self) -> str:
         """The machine this actor is on; two nodes of a cluster may share one."""
@@ -86,8 +92,7 @@ class Host:
 
         An engine that is up already, whose stream alone was lost, makes way first: two would not fit a device.
         """
-        if self._backend is not None:
-            await self.stop()
+        await self._stop_engine()
         self._backend = make_backend(self._kind, self._plan, self._index, place, places)
         await self._backend.start()
         self._watcher = asyncio.get_running_loop().create_task(self._watch(self._backend))
@@ -128,21 +133,35 @@ class Host:
             self._backend.cancel(query)
 
     async def listen(self) -> AsyncIterator[Batch]:
-        """The one stream: what has been said since the last batch, as soon as there is something."""
+        """The one stream: what has been said since the last batch, as soon as there is something. It ends when another
+        is asked for: one that nobody hears any more would take what is said from the one that is heard."""
+        self._listeners += 1
+        own = self._listeners
+        self._stirred.set()
         while True:
             await self._stirred.wait()
+            if own != self._listeners:
+                return
             self._stirred.clear()
             said, self._said = self._said, []
             gauges = self._backend.gauges() if isinstance(self._backend, Gauged) else Gauges()
             yield Batch(said, gauges, self._last_words)
 
     async def stop(self) -> str:
-        """Stop the engine; its log."""
-        if self._backend is not None:
+        """Stop the engine, and leave nothing on its node; its log."""
+        await self._stop_engine()
+        folder = self._plan.log_dir
+        assert folder is not None
+        log = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.log")))
+        shutil.rmtree(folder, ignore_errors=True)
+        return log
+
+    async def _stop_engine(self) -> None:
+        """Also of a start that failed, which has no watcher."""
+        if self._watcher is not None:
             self._watcher.cancel()
+        if self._backend is not None:
             await self._backend.stop()
-        assert self._plan.log_dir is not None
-        return "".join(path.read_text(errors="replace") for path in sorted(self._plan.log_dir.glob("*.log")))
 
     # -- the backend's sink ------------------------------------------------------------------------------------------
 

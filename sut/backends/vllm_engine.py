@@ -299,23 +299,34 @@ def listen(engine: Any, tally: Tally, quiet: bool) -> None:
 
 def make_replicas(plan: Plan) -> Sequence[Backend]:
     """One engine per replica, the devices of this machine divided among them. Raises ConfigError or SetupError."""
-    AsyncEngineArgs = require_vllm()
-    for key, value in plan.engine_env.items():
-        os.environ[key] = value
-    refuse_unknown(plan.engine_args, [field.name for field in fields(AsyncEngineArgs)], "engine argument of vLLM")
-    for name in ("model", "tokenizer"):
-        if name in plan.engine_args:
-            raise ConfigError(f"--engine-arg {name}=… would serve another model than the result says: use --model.")
+    take_arguments(plan)
     return [VllmEngine(f"vllm-{i}", plan, *place) for i, place in enumerate(divide_machine(plan))]
 
 
 def make_one(name: str, plan: Plan, place: int, places: int) -> VllmEngine:
     """The engine that is number `place` of `places` on this machine, whose devices the environment names already; on a
     CPU its cores are divided here. Raises ConfigError or SetupError."""
-    require_vllm()
+    take_arguments(plan)
     if _on_cpu():
         return VllmEngine(name, plan, *_divide_cores(replace(plan, replicas=places))[place])
     return VllmEngine(name, plan, SPAWN | dict(plan.engine_env), [])
+
+
+def take_arguments(plan: Plan) -> None:
+    """Give this process the engines' environment, and refuse what vLLM does not know. Raises ConfigError, or SetupError
+    without vLLM."""
+    AsyncEngineArgs = require_vllm()
+    for key, value in plan.engine_env.items():
+        os.environ[key] = value
+    refuse_unknown(plan.engine_args, [field.name for field in fields(AsyncEngineArgs)], "engine argument of vLLM")
+    refuse_another_model(plan)
+
+
+def refuse_another_model(plan: Plan) -> None:
+    """Raises ConfigError for an argument by which an engine serves what the result does not say."""
+    for name in ("model", "tokenizer"):
+        if name in plan.engine_args:
+            raise ConfigError(f"--engine-arg {name}=… would serve another model than the result says: use --model.")
 
 
 def require_vllm() -> Any:
@@ -402,7 +413,7 @@ def _divide_devices(plan: Plan, variable: str, count: int) -> list[tuple[dict[st
             f"--engine-env {variable}=… would give all replicas the same devices: set it for the harness, which "
             "divides them."
         )
-    size = prod(_parallel(plan, f"{kind}_parallel_size") for kind in ("tensor", "pipeline", "data"))
+    size = devices_each(plan)
     visible = os.environ.get(variable)
     devices = [name.strip() for name in visible.split(",")] if visible else [str(device) for device in range(count)]
     if plan.replicas * size > len(devices):
@@ -420,6 +431,11 @@ def devices_in(environment: Mapping[str, str]) -> list[str]:
 
     names = environment.get(current_platform.device_control_env_var, "")
     return [name for name in names.split(",") if name]
+
+
+def devices_each(plan: Plan) -> int:
+    """How many devices one replica needs. Raises ConfigError."""
+    return prod(_parallel(plan, f"{kind}_parallel_size") for kind in ("tensor", "pipeline", "data"))
 
 
 def _parallel(plan: Plan, name: str) -> int:

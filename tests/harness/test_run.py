@@ -291,6 +291,33 @@ main(sys.argv[1:])
 """Ctrl-C between the taking of a lock, for which the loop or LoadGen's thread then waits, and its release."""
 
 
+LATE = """
+import os, signal, sys
+from harness import results
+from harness.cli import main
+
+conclude = results.conclude
+
+def conclude_late(*values, **named):
+    os.kill(os.getpid(), signal.SIGINT)
+    return conclude(*values, **named)
+
+results.conclude = conclude_late
+main(sys.argv[1:])
+"""
+"""Ctrl-C when the test has ended by itself, and its result is about to be saved."""
+
+
+@pytest.mark.parametrize(("fault", "status"), [("error", "complete"), ("die", "aborted")])
+def test_a_signal_that_comes_too_late_for_a_test_is_not_lost(fault: str, status: str, tmp_path: Path) -> None:
+    """It means what may follow: a study's next points."""
+    words = ["--scenario", "Offline", "--samples", "64", "--backend", "echo", "--engine-arg", f"fault={fault}"]
+    words = [sys.executable, "-c", LATE, *words, "--output-dir", "out"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, "interrupted." in done.stderr) == (130, True), done.stderr
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == status
+
+
 def test_a_signal_between_a_lock_and_its_release_does_not_hang_the_run(tmp_path: Path) -> None:
     words = [sys.executable, "-c", WORST_PLACE, *LONG["waiting"], "--backend", "echo", "--output-dir", "out"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=30)

@@ -15,7 +15,16 @@ from mlflow import MlflowClient
 
 from harness import tracking
 from harness.cli import call
-from harness.tracking import EXPERIMENT, LONGEST, figures_of, open_store, parameters_of, refuse_unreachable, verdict
+from harness.tracking import (
+    EXPERIMENT,
+    LONGEST,
+    figures_of,
+    first_line,
+    open_store,
+    parameters_of,
+    refuse_unreachable,
+    verdict,
+)
 from sut.errors import ConfigError, SetupError
 from tests.harness.conftest import SHORT, Harness
 
@@ -27,6 +36,8 @@ RESULT: dict[str, Any] = {
     "accuracy": {"passed": None, "rouge1": 88.0, "why": "text"},
     "metrics": {"tokens_per_second": 5.0, "ttft_s": {"p99": 0.5}, "source": "loadgen"},
     "queries": 3,
+    "started_at": 1000.5,
+    "duration_s": 2.25,
 }
 
 
@@ -79,6 +90,47 @@ def test_the_results_of_a_study_lie_below_one_run_that_has_its_findings(
     (parent,) = [run for run in kept if run.info.run_id in parents]
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["findings.json"]
     assert sorted(run.info.status for run in kept if run is not parent) == ["FINISHED", "KILLED"]
+    assert parent.info.status == "FINISHED"
+
+
+def test_a_run_in_the_store_lasted_as_long_as_the_test(tmp_path: Path) -> None:
+    """However long ago that was."""
+    save(tmp_path / "run", RESULT)
+    assert call(["track", str(tmp_path / "run"), "--mlflow-uri", f"file:{tmp_path / 'store'}"]) == 0
+    _, (kept,) = browse(tmp_path / "store")
+    assert (kept.info.start_time, kept.info.end_time) == (1_000_500, 1_002_750)
+
+
+def test_artefacts_that_nobody_takes_are_a_sentence_and_no_run_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the store keeps them in S3, and boto3 is not installed."""
+
+    def refuse(*_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'boto3'")
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", refuse)
+    save(tmp_path / "study" / "a", RESULT)
+    save(tmp_path / "study" / "b", RESULT)
+    store = tmp_path / "store"
+    assert call(["track", str(tmp_path / "study"), "--mlflow-uri", f"file:{store}"]) == 3
+    said = capsys.readouterr().err
+    assert "No module named 'boto3'" in said and "Traceback" not in said
+    _, kept = browse(store)
+    assert [run.info.status for run in kept] == ["FAILED", "FAILED"]
+
+
+def test_a_study_with_a_damaged_result_leaves_nothing_in_the_store(tmp_path: Path) -> None:
+    save(tmp_path / "study" / "a", RESULT)
+    save(tmp_path / "study" / "b", RESULT)
+    (tmp_path / "study" / "b" / "result.json").write_text("{")
+    assert call(["track", str(tmp_path / "study"), "--mlflow-uri", f"file:{tmp_path / 'store'}"]) == 3
+    assert browse(tmp_path / "store")[1] == []
+
+
+def test_no_password_is_in_what_the_store_says() -> None:
+    error = OSError("API request to http://user:secret@host/api failed with exception X\nmore")
+    assert first_line(error) == "API request to http://host/api failed with exception X"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +140,8 @@ def test_the_results_of_a_study_lie_below_one_run_that_has_its_findings(
         ("http://user:secret@127.0.0.1:{closed}", 3, "nobody listens"),
         ("http://[", 2, "is no URI"),
         ("http://", 2, "names no host"),
+        ("http://user:secret@host:port", 2, "is no URI"),
+        ("http://user:secret@", 2, "names no host"),
         ("ftp://host/store", 3, "cannot be used"),
     ],
 )
@@ -157,6 +211,7 @@ def test_what_goes_where() -> None:
         "metrics.ttft_s.p99": 0.5,
         "accuracy.rouge1": 88.0,
         "queries": 3.0,
+        "duration_s": 2.25,
     }
     tags = dict(verdict(RESULT))
     assert tags["valid"] == "False" and tags["invalid_reasons"] == "one; two" and tags["accuracy_passed"] == "undecided"

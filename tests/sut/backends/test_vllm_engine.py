@@ -10,12 +10,12 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
 
-from sut.backends import Generation, Plan
+from sut.backends import Generation, Plan, vllm_engine
 from sut.backends.vllm_engine import (
     Tally,
     _divide_cores,
@@ -23,6 +23,7 @@ from sut.backends.vllm_engine import (
     _redirect_output,
     _spawn_window,
     listen,
+    make_one,
     stat_logger,
 )
 from sut.errors import ConfigError
@@ -124,6 +125,20 @@ def test_more_devices_than_there_are_is_refused(monkeypatch, replicas, engine_ar
         monkeypatch.setenv("DEVICES", visible)
     with pytest.raises(ConfigError, match=says):
         _divide_devices(plan(replicas, **engine_args), "DEVICES", 4)
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"), [("max_num_seq", "did you mean 'max_num_seqs'"), ("model", "another model than the result")]
+)
+def test_an_engine_in_an_actor_is_told_nothing_that_one_here_is_not(monkeypatch, argument, says):
+    @dataclass
+    class AsyncEngineArgs:
+        max_num_seqs: int = 1
+        model: str = ""
+
+    monkeypatch.setattr(vllm_engine, "require_vllm", lambda: AsyncEngineArgs)
+    with pytest.raises(ConfigError, match=says):
+        make_one("ray-0", plan(**{argument: 1}), 0, 1)
 
 
 def test_an_engine_env_goes_along_with_the_devices():

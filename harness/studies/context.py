@@ -25,6 +25,7 @@ from harness.config import RunConfig, as_json
 from harness.dataset import Samples, Tokenizer
 from harness.figures import HEIGHT, Spec, colour, line, panel, stack, x, y
 from harness.progress import Progress
+from harness.report import readable
 from harness.results import RunResult
 from harness.run import deadlines_of, find_model
 from harness.studies.edge import (
@@ -45,6 +46,7 @@ from harness.studies.edge import why as why_not
 from harness.studies.findings import Column, Findings, Table
 from harness.studies.rig import ENGINES, Rig
 from harness.studies.study import Study
+from harness.tables import parquet_columns
 from sut.errors import SetupError
 from sut.guard import marked
 from sut.query import TOKEN_DTYPE, Tokens
@@ -428,13 +430,10 @@ def of_telemetry(summary: Mapping[str, Any]) -> dict[str, float | None]:
 
 def times_of(folder: Path) -> list[float]:
     """The times to first token of a run's queries; empty where its rows are not to be read."""
-    from pyarrow import ArrowException, parquet
-
-    try:
-        column = parquet.read_table(folder / "samples.parquet", columns=["ttft_s"]).column("ttft_s")
-    except (OSError, ArrowException):
-        return []
-    return [value for value in column.to_pylist() if value is not None]
+    with suppress(SetupError):
+        column = parquet_columns(folder / "samples.parquet", ["ttft_s"])["ttft_s"]
+        return [value for value in column.to_pylist() if value is not None]
+    return []
 
 
 def notes(found: Sequence[Explored]) -> list[str]:
@@ -474,10 +473,6 @@ def exit_code(found: Findings) -> int:
     return 0 if all(one["prompt_tokens"] for one in found.summary.rows) else 3
 
 
-def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
-
-
 def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.2f} GB"
 
@@ -496,11 +491,11 @@ ANSWER = [
 COLUMNS = [
     Column("configuration", "configuration"),
     Column("prompt_tokens", "prompt tokens", ",d"),
-    Column("ttft_s", "TTFT", milliseconds),
+    Column("ttft_s", "TTFT", readable),
     Column("prefill_tokens_per_s", "prefill tokens/s", ",.0f"),
-    Column("decode_s", "decode", milliseconds),
-    Column("tpot_s", "TPOT", milliseconds),
-    Column("latency_s", "whole", milliseconds),
+    Column("decode_s", "decode", readable),
+    Column("tpot_s", "TPOT", readable),
+    Column("latency_s", "whole", readable),
     Column("total_tokens_per_s", "total tokens/s", ",.0f"),
     Column("memory_bytes", "memory", gigabytes),
     Column("device_memory_bytes", "GPU memory", gigabytes),

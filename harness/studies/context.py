@@ -44,7 +44,7 @@ from harness.studies.edge import (
 from harness.studies.edge import time_limit as limit_for
 from harness.studies.edge import why as why_not
 from harness.studies.findings import Column, Findings, Table
-from harness.studies.rig import ENGINES, Rig
+from harness.studies.rig import ENGINES, NotUp, Rig
 from harness.studies.study import Study
 from harness.tables import parquet_columns
 from sut.errors import SetupError
@@ -133,7 +133,7 @@ def asked_of(question: Question, configs: Mapping[str, RunConfig]) -> dict[str, 
 
 def run_context(study: Study, question: Question, configs: Mapping[str, RunConfig], progress: Progress) -> Findings:
     """Explore the configurations one after the other, each with an engine of its own. Raises ConfigError for one that
-    cannot be, SetupError if none of them came up, KeyboardInterrupt."""
+    cannot be, SetupError if none of them came up or a saved point is damaged, KeyboardInterrupt."""
     tokenizer = Tokenizer(find_model(next(iter(configs.values())).model))
     found = [explore(study, name, config, question, tokenizer, progress) for name, config in configs.items()]
     if not any(one.probes for one in found):
@@ -157,7 +157,7 @@ def explore(
             longest = next((probe for probe in found.probes if probe.prompt_tokens == bounds(found.probes)[0]), None)
             if longest is not None and longest.prompt_tokens not in found.points:
                 found.probes[found.probes.index(longest)] = measure(rig, found, longest, question, prompts)
-        except SetupError as error:
+        except NotUp as error:
             found.trouble = str(error)
     return found
 
@@ -190,7 +190,7 @@ def fit(rig: Rig, found: Explored, length: int, question: Question, prompts: Pro
         rig.progress.say(f"{found.name}: {probe.said}; asking once more …")
         try:
             probe = replace(ask(rig, prompts.one(length, 0), limit), at_first=probe.said)
-        except SetupError as error:  # if that stays so, the next length says it too
+        except NotUp as error:  # if that stays so, the next length says it too
             probe = replace(probe, said=f"{probe.said}; it could not be asked again: {error}")
     rig.study.keep(point, asdict(probe))
     return probe

@@ -118,8 +118,29 @@ def whole_parquet(path: Path) -> Any:
         table = pq.read_table(path)
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
-        raise SetupError(f"cannot read {path} as parquet ({str(error).splitlines()[0]}).") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SetupError(f"cannot read {path} as parquet ({why}).") from error
     return table
+
+
+def parquet_columns(path: Path, numbers: Sequence[str], words: Sequence[str] = (), prefix: str | None = None) -> Any:
+    """Columns of a file that a run has written, as a pyarrow.Table: numbers, among them those that begin with `prefix`,
+    and words. Raises SetupError for what is no parquet or lacks a column of its kind."""
+    import pyarrow as pa
+
+    table = whole_parquet(path)
+    more = [name for name in table.column_names if prefix is not None and name.startswith(prefix)]
+    for name in (*numbers, *more, *words):
+        if name not in table.column_names:
+            raise SetupError(f"{path} has no column {name!r}: it is not what a run writes.")
+        kind = table[name].type
+        if name in words:
+            right = pa.types.is_string(kind) or pa.types.is_null(kind)
+        else:
+            right = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        if not right:
+            raise SetupError(f"{path}: the column {name!r} is of type {kind}: it is not what a run writes.")
+    return table.select([*numbers, *more, *words])
 
 
 def digest_of(path: Path) -> str:

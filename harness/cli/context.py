@@ -53,6 +53,8 @@ def vary(config: RunConfig, variations: Mapping[str, Variation]) -> dict[str, Ru
         raise ConfigError("--configuration is for engines started here: an endpoint has its own, and a row of its own.")
     if config.endpoint:
         names = [re.sub(r"[^\w.-]+", "-", url.partition("//")[2] or url).strip("-") for url in config.endpoint]
+        if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+            raise ConfigError(f"two endpoints would be the row {twice}: ask one of them in a study of its own.")
         return {
             name: replace(config, endpoint=(url,), replicas=1) for name, url in zip(names, config.endpoint, strict=True)
         }

@@ -19,6 +19,7 @@ from harness.results import DETAIL, RESULT, SUBMISSION, RunResult
 from harness.studies import findings
 from harness.studies import study as studies
 from harness.studies.study import FINDINGS, POINTS, STUDY, read_object
+from harness.tables import parquet_columns
 from sut.errors import ConfigError, SetupError
 
 Numbers = npt.NDArray[np.float64]
@@ -160,36 +161,11 @@ def beside(
 
 def read_table(path: Path, numbers: Sequence[str], words: Sequence[str], extra: str | None = None) -> Table:
     """Raises SetupError for what is no parquet, or lacks a column of the right kind."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(path).read()
-        table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
-        raise SetupError(f"{path.name} cannot be read ({first_line(error)})") from error
-    more = [name for name in table.column_names if extra is not None and name.startswith(extra)]
-    for name in (*numbers, *words, *more):
-        if name not in table.column_names:
-            raise SetupError(f"{path.name} has no column {name!r}")
-        kind = table[name].type
-        right = pa.types.is_string(kind) or pa.types.is_null(kind) if name in words else is_number(kind)
-        if not right:
-            raise SetupError(f"{path.name}: the column {name!r} is of type {kind}")
+    table = parquet_columns(path, numbers, words, extra)
     return Table(
-        {name: np.asarray(table[name].to_numpy(), np.float64) for name in (*numbers, *more)},
+        {name: np.asarray(table[name].to_numpy(), np.float64) for name in table.column_names if name not in words},
         {name: table[name].to_pylist() for name in words},
     )
-
-
-def is_number(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # -- submissions and studies ------------------------------------------------------------------------------------------

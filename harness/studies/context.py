@@ -25,6 +25,7 @@ from harness.config import RunConfig, as_json
 from harness.dataset import Samples, Tokenizer
 from harness.figures import HEIGHT, Spec, colour, line, panel, stack, x, y
 from harness.progress import Progress
+from harness.report import readable
 from harness.results import RunResult
 from harness.run import deadlines_of, find_model
 from harness.studies.edge import (
@@ -43,8 +44,9 @@ from harness.studies.edge import (
 from harness.studies.edge import time_limit as limit_for
 from harness.studies.edge import why as why_not
 from harness.studies.findings import Column, Findings, Table
-from harness.studies.rig import ENGINES, Rig
+from harness.studies.rig import ENGINES, NotUp, Rig
 from harness.studies.study import Study
+from harness.tables import parquet_columns
 from sut.errors import SetupError
 from sut.guard import marked
 from sut.query import TOKEN_DTYPE, Tokens
@@ -131,7 +133,7 @@ def asked_of(question: Question, configs: Mapping[str, RunConfig]) -> dict[str, 
 
 def run_context(study: Study, question: Question, configs: Mapping[str, RunConfig], progress: Progress) -> Findings:
     """Explore the configurations one after the other, each with an engine of its own. Raises ConfigError for one that
-    cannot be, SetupError if none of them came up, KeyboardInterrupt."""
+    cannot be, SetupError if none of them came up or a saved point is damaged, KeyboardInterrupt."""
     tokenizer = Tokenizer(find_model(next(iter(configs.values())).model))
     found = [explore(study, name, config, question, tokenizer, progress) for name, config in configs.items()]
     if not any(one.probes for one in found):
@@ -155,7 +157,7 @@ def explore(
             longest = next((probe for probe in found.probes if probe.prompt_tokens == bounds(found.probes)[0]), None)
             if longest is not None and longest.prompt_tokens not in found.points:
                 found.probes[found.probes.index(longest)] = measure(rig, found, longest, question, prompts)
-        except SetupError as error:
+        except NotUp as error:
             found.trouble = str(error)
     return found
 
@@ -188,7 +190,7 @@ def fit(rig: Rig, found: Explored, length: int, question: Question, prompts: Pro
         rig.progress.say(f"{found.name}: {probe.said}; asking once more …")
         try:
             probe = replace(ask(rig, prompts.one(length, 0), limit), at_first=probe.said)
-        except SetupError as error:  # if that stays so, the next length says it too
+        except NotUp as error:  # if that stays so, the next length says it too
             probe = replace(probe, said=f"{probe.said}; it could not be asked again: {error}")
     rig.study.keep(point, asdict(probe))
     return probe
@@ -428,13 +430,10 @@ def of_telemetry(summary: Mapping[str, Any]) -> dict[str, float | None]:
 
 def times_of(folder: Path) -> list[float]:
     """The times to first token of a run's queries; empty where its rows are not to be read."""
-    from pyarrow import ArrowException, parquet
-
-    try:
-        column = parquet.read_table(folder / "samples.parquet", columns=["ttft_s"]).column("ttft_s")
-    except (OSError, ArrowException):
-        return []
-    return [value for value in column.to_pylist() if value is not None]
+    with suppress(SetupError):
+        column = parquet_columns(folder / "samples.parquet", ["ttft_s"])["ttft_s"]
+        return [value for value in column.to_pylist() if value is not None]
+    return []
 
 
 def notes(found: Sequence[Explored]) -> list[str]:
@@ -474,10 +473,6 @@ def exit_code(found: Findings) -> int:
     return 0 if all(one["prompt_tokens"] for one in found.summary.rows) else 3
 
 
-def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
-
-
 def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.2f} GB"
 
@@ -496,11 +491,11 @@ ANSWER = [
 COLUMNS = [
     Column("configuration", "configuration"),
     Column("prompt_tokens", "prompt tokens", ",d"),
-    Column("ttft_s", "TTFT", milliseconds),
+    Column("ttft_s", "TTFT", readable),
     Column("prefill_tokens_per_s", "prefill tokens/s", ",.0f"),
-    Column("decode_s", "decode", milliseconds),
-    Column("tpot_s", "TPOT", milliseconds),
-    Column("latency_s", "whole", milliseconds),
+    Column("decode_s", "decode", readable),
+    Column("tpot_s", "TPOT", readable),
+    Column("latency_s", "whole", readable),
     Column("total_tokens_per_s", "total tokens/s", ",.0f"),
     Column("memory_bytes", "memory", gigabytes),
     Column("device_memory_bytes", "GPU memory", gigabytes),

@@ -255,7 +255,7 @@ def saved_round(study: Study, plan: Plan, point: str, names: Sequence[str]) -> d
 
 
 def test_at_once(study: Study, crew: Crew, point: str, settings: Mapping[str, Settings]) -> dict[str, RunResult]:
-    """Have members test at once, and keep the round if all come to a result; else nothing of it counts."""
+    """Have members test at once, and keep the round if all come to their end; else nothing of it counts."""
     if crew.lost.keys() & settings.keys():
         return {}
     folder = study.fresh(point)
@@ -269,6 +269,8 @@ def test_at_once(study: Study, crew: Crew, point: str, settings: Mapping[str, Se
     found = {name: results.load(folder / crew.plan.slugs[name]) for name in settings}
     for name, run in found.items():
         if run["status"] != "complete":
-            crew.lost[name] = f"{point} was {run['status']}: {run['invalid_reasons'][0]}"
+            crew.lost[name] = f"{point}: {run['invalid_reasons'][0]}"
+    if crew.lost.keys() & settings.keys():
+        return {}
     study.keep(point, {"members": list(settings)})
     return found

@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.figures import Spec, colour, line, panel, stack, x, y
+from harness.report import readable
 from harness.results import RunResult
 from harness.studies.findings import Column, Findings
 from harness.studies.front import mean
 from harness.studies.spread import Ratio, paired_ratio
 from harness.studies.variants import Variant
+from harness.tables import parquet_columns
 
 FIGURES = {
     "samples_per_second": ("samples_per_second", None),
@@ -115,15 +117,12 @@ def why(own: Measured) -> str | None:
 
 
 def completions(run: RunResult) -> npt.NDArray[np.float64]:
-    """When each answer was complete, in Unix seconds, in order."""
-    import pyarrow.parquet as pq
-
+    """When each answer was complete, in Unix seconds, in order. Raises SetupError for rows that are damaged."""
     if run["started_at"] is None:
         return np.empty(0)
-    table = pq.read_table(run.folder / "samples.parquet", columns=["issued_s", "latency_s", "error"])
-    columns = (table[name].to_numpy(zero_copy_only=False) for name in ("issued_s", "latency_s"))
-    times = run["started_at"] + np.asarray(sum(columns), np.float64)
-    good = np.array([error is None for error in table["error"].to_pylist()], bool)
+    table = parquet_columns(run.folder / "samples.parquet", ["issued_s", "latency_s"], ["error"])
+    times = run["started_at"] + table["issued_s"].to_numpy() + table["latency_s"].to_numpy()
+    good = table["error"].is_null().to_numpy()
     return np.sort(times[good & np.isfinite(times)])
 
 
@@ -192,17 +191,13 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"Samples/s of each with all {len(rows)} at once, against alone: {', '.join(known)}."
 
 
-def ms(seconds: float) -> str:
-    return f"{seconds * 1000:,.1f} ms"
-
-
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     """The table's columns: rates, and latencies as fine as there are."""
     shown: list[tuple[str, str, str | Callable[[float], str]]] = [("samples_per_second", "samples/s", ",.2f")]
     if any(row["alone_ttft_p99_s"] or row["together_ttft_p99_s"] for row in rows):
-        shown += [("ttft_p99_s", "TTFT p99", ms), ("tpot_p99_s", "TPOT p99", ms)]
+        shown += [("ttft_p99_s", "TTFT p99", readable), ("tpot_p99_s", "TPOT p99", readable)]
     else:
-        shown += [("latency_p99_s", "latency p99", ms)]
+        shown += [("latency_p99_s", "latency p99", readable)]
     named = [Column("member", "member")]
     for key, title, form in shown:
         named += [Column(f"alone_{key}", f"{title} alone", form), Column(f"together_{key}", "together", form)]

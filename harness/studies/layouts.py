@@ -16,6 +16,7 @@ from harness import accuracy, drift
 from harness.benchmarks import find
 from harness.figures import COLOURS, Spec, bars, colour, dots, figure, line, x, y
 from harness.progress import Progress
+from harness.report import readable
 from harness.results import RunResult
 from harness.studies.findings import Column, Findings
 from harness.studies.front import DOMINATED, FRONT, NEAR, Aim, Standing, mean, stand
@@ -266,13 +267,9 @@ def headline(rows: Sequence[Mapping[str, Any]], aims: Sequence[Aim]) -> str:
         key = aims[1].key
         quick = min(standing, key=lambda row: float(row[key]))
         who = " and" if quick is best else f"; {quick['layout']} has"
-        text += f"{who} the lowest {'TTFT' if key.startswith('ttft') else 'latency'} p99: {ms(quick[key])}"
+        text += f"{who} the lowest {'TTFT' if key.startswith('ttft') else 'latency'} p99: {readable(quick[key])}"
     rivals = [row["layout"] for row in standing if row["standing"] == NEAR]
     return text + (f" ({', '.join(rivals)}: not told apart from the best by these runs)." if rivals else ".")
-
-
-def ms(seconds: float) -> str:
-    return f"{seconds * 1000:,.1f} ms"
 
 
 def columns(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Column]:
@@ -282,8 +279,8 @@ def columns(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     if plan.repeats > 1:
         named += [Column(f"tokens_per_second_{end}", name, ",.1f") for end, name in (("low", "from"), ("high", "to"))]
     if plan.scenario != OFFLINE or plan.tests[plan.scenario].get("concurrency") is not None:
-        named += [Column("ttft_p50_s", "TTFT p50", ms), Column("ttft_p99_s", "TTFT p99", ms)]
-        named += [Column("tpot_p99_s", "TPOT p99", ms), Column("latency_p99_s", "latency p99", ms)]
+        named += [Column("ttft_p50_s", "TTFT p50", readable), Column("ttft_p99_s", "TTFT p99", readable)]
+        named += [Column("tpot_p99_s", "TPOT p99", readable), Column("latency_p99_s", "latency p99", readable)]
     named += [Column("rouge1", "rouge1", ".3f"), Column("rouge1_change", "change", "+.3f")]
     named += [Column("rouge1_change_low", "from", "+.3f"), Column("rouge1_change_high", "to", "+.3f")]
     named += [Column("answers_changed", "answers changed", ","), Column("standing", "Pareto")]

@@ -17,8 +17,8 @@ import gc
 import signal
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -176,20 +176,19 @@ class Bringing:
         groups = grouped(self._config.replicas, self._schedule.group_size)
         saved = [self._study.saved(group_name(number)) for number in range(len(groups))]
         done = [row for group in saved if group is not None for row in group["replicas"]]
-        self._made |= {row["index"] for row in done}
+        self._made |= {row["index"] for row in done if row["began_s"] is not None}
         if self._study.saved(FINAL) is not None:
             return
         await self._take_up(groups, done, progress)
         self._zero = time.monotonic() - max((group["end_s"] for group in saved if group is not None), default=0.0)
-        running: list[asyncio.Task[None]] = []
-        for number, indices in enumerate(groups):
-            if saved[number] is None:
-                if running:
-                    await asyncio.sleep(self._schedule.pause)
-                running.append(asyncio.ensure_future(self._group(number, indices, len(groups), progress)))
-                if self._schedule.wait:
-                    await running[-1]
-        await asyncio.gather(*running)
+        async with all_of() as running:
+            for number, indices in enumerate(groups):
+                if saved[number] is None:
+                    if running:
+                        await asyncio.sleep(self._schedule.pause)
+                    running.append(asyncio.ensure_future(self._group(number, indices, len(groups), progress)))
+                    if self._schedule.wait:
+                        await running[-1]
         await self._validate_all(progress)
 
     async def _take_up(self, groups: Sequence[Sequence[int]], done: Sequence[Row], progress: Progress) -> None:
@@ -222,12 +221,11 @@ class Bringing:
         progress.say(f"Group {number + 1} of {groups}: {len(indices)} replica{'s' * (len(indices) > 1)} …")
         self._study.path(group_name(number)).mkdir(parents=True, exist_ok=True)  # begun, as an interrupted study sees
         lives = [Life(index) for index in indices]
-        coming = []
-        for life in lives:
-            self._lives[life.index] = life
-            coming.append(asyncio.ensure_future(self._come_up(life)))
-            await asyncio.sleep(0)  # a process is spawned within a turn of the loop: others are looked at in between
-        await asyncio.gather(*coming)
+        async with all_of() as coming:
+            for life in lives:
+                self._lives[life.index] = life
+                coming.append(asyncio.ensure_future(self._come_up(life)))
+                await asyncio.sleep(0)  # a process is spawned within a turn of the loop: others are looked at between
         answered = [life for life in lives if life.failure is None]
         await asyncio.gather(*map(self._validate, answered))
         rows = [row_of(life, number, self._maker, self._zero) for life in lives]
@@ -376,6 +374,19 @@ def row_of(life: Life, group: int, maker: Maker, zero: float) -> Row:
     }
 
 
+@asynccontextmanager
+async def all_of() -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Tasks to be put in, waited for at the end; if that is given up, none of them goes on."""
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        yield tasks
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def finish(work: Coroutine[Any, Any, None]) -> None:
     """Do something to its end, although this task may be cancelled meanwhile."""
     task, cancelled = asyncio.ensure_future(work), False
@@ -431,9 +442,11 @@ def bring_up(
     progress: Progress,
     warn: Callable[[str], None],
 ) -> None:
-    """Measure what has not been measured yet; the points are in the study's folder then. `warn` hears of replicas that
-    could not be taken away. Raises ConfigError, SetupError or KeyboardInterrupt."""
-    if study.saved(REMOVED) is not None:
+    """Measure what has not been measured yet, and try again to take away what could not be; the points are in the
+    study's folder then. `warn` hears of replicas that could not be taken away. Raises ConfigError, SetupError or
+    KeyboardInterrupt."""
+    removed = study.saved(REMOVED)
+    if removed is not None and not removed["troubles"]:
         return
     allow_many_files()
     folder = study.folder / ENGINES

@@ -47,7 +47,7 @@ def conclude_readiness(study: Study, groups: Sequence[Mapping[str, Any]], final:
     """The findings of a study whose points are all there."""
     measured = [row for group in groups for row in group["replicas"]]
     last = {row["index"]: row for row in final["replicas"]}
-    right, doubts = references(measured)
+    right, doubts = references(measured, last)
     rows = [judged(row, last.get(row["index"], {}), right) for row in measured]
     summary = {key: spread([row[key] for row in rows if row[key] is not None]) for key in ("healthy_s", "answer_s")}
     return Findings(
@@ -64,13 +64,13 @@ def conclude_readiness(study: Study, groups: Sequence[Mapping[str, Any]], final:
 # -- what is right ----------------------------------------------------------------------------------------------------
 
 
-def references(rows: Sequence[Row]) -> tuple[dict[int, Any], list[str]]:
+def references(rows: Sequence[Row], last: Mapping[int, Row]) -> tuple[dict[int, Any], list[str]]:
     """The right answer to each question by its number, and what must be said of how sure that is. A replica has one
-    vote per question, its first answer to it."""
+    vote per question, its first answer to it, be it at the end (`last`, by index)."""
     votes: dict[int, list[Any]] = {}
     for row in sorted(rows, key=lambda row: (row["began_s"] or 0.0) + (row["answer_s"] or 0.0)):
         own: dict[int, Any] = {} if row["said"] is None else {0: row["said"]}
-        for entry in row["validation"]:
+        for entry in [*row["validation"], *last.get(row["index"], {}).get("validation", [])]:
             if "said" in entry:
                 own.setdefault(entry["question"], entry["said"])
         for question, said in own.items():

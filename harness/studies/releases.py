@@ -19,7 +19,7 @@ from harness.results import RunResult
 from harness.studies.blocks import Drawn, Samples, replicates
 from harness.studies.change import Scale
 from harness.studies.unlike import Difference, Kind, differences, flatten, pairs
-from harness.tables import whole_parquet
+from harness.tables import parquet_columns
 from sut.errors import ConfigError, SetupError
 
 SAMPLES = "samples.parquet"
@@ -209,17 +209,9 @@ NUMBERS = ("sample_index", "output_tokens", "issued_s", "ttft_s", "latency_s")
 
 def read_samples(path: Path) -> dict[str, Any]:
     """The columns of samples.parquet, rows that ended in an error left out. Raises SetupError."""
-    import pyarrow as pa
-
     if not path.is_file():
         raise SetupError(f"{path.parent} has no {path.name}, which says how sure figures are: copy it from the run.")
-    table = whole_parquet(path)
-    if lacking := [name for name in (*NUMBERS, "error") if name not in table.column_names]:
-        raise SetupError(f"{path} has no column {lacking[0]!r}: it is not what a run writes.")
-    for name in NUMBERS:
-        kind = table[name].type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise SetupError(f"{path}: the column {name!r} is of type {kind}, and a number is due in each row.")
+    table = parquet_columns(path, NUMBERS, ["error"])
     good = table["error"].is_null().to_numpy().astype(bool)
     columns = {name: table[name].to_numpy(zero_copy_only=False).astype(np.float64)[good] for name in NUMBERS}
     known = np.isfinite(columns["issued_s"] + columns["latency_s"])

@@ -27,6 +27,7 @@ from harness.run import POLL, System, open_sut, run_test
 from harness.signals import Noted
 from harness.studies.study import Study
 from harness.tally import Tally
+from sut.errors import SetupError
 from sut.health import Deadlines
 from sut.query import Outcome, Query, Tokens
 from sut.work import Work
@@ -35,6 +36,10 @@ ENGINES = "engines"
 """The folder of a study in which its engines' logs lie."""
 
 _ids = count(1)
+
+
+class NotUp(SetupError):
+    """A rig's replicas could not be brought up."""
 
 
 class Ear:
@@ -116,10 +121,13 @@ class Rig(AbstractContextManager["Rig"]):
         return result
 
     def system(self) -> System:
-        """The SUT, up."""
+        """The SUT, up. Raises NotUp, and ConfigError as `open_sut` does."""
         if self._system is None:
             own = replace(self.config, output_dir=self.engines)
-            self._system = self._stack.enter_context(open_sut(own, self.samples, self._tokenizer, self.progress))
+            try:
+                self._system = self._stack.enter_context(open_sut(own, self.samples, self._tokenizer, self.progress))
+            except SetupError as error:
+                raise NotUp(str(error)) from error
         return self._system
 
     def ask(self, prompt: Tokens, deadlines: Deadlines) -> Outcome:

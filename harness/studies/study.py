@@ -4,8 +4,8 @@
     DIR/points/NAME/             a run each, complete with its result.json
     DIR/findings.json            what was found, written last, beside table.csv, figure.svg and its Vega-Lite spec
 
-A study that was killed goes on with the same command and the same --output-dir: a point that has its result is done and
-never touched again, what a half-done one has left is moved aside, and the rest is run.
+A study that was killed goes on with the same command and the same --output-dir: a point that came to its end is done
+and never touched again, what one that was interrupted or aborted has left is moved aside, and the rest is run.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Study:
         return self.folder / POINTS / point
 
     def result(self, point: str) -> RunResult | None:
-        """A point's result, if it came to its end; one that Ctrl-C ended did not. Raises SetupError for one that is
-        damaged."""
+        """A point's result, if it came to its end; one that was interrupted did not, nor one that was aborted: the
+        replicas may be better now. Raises SetupError for one that is damaged."""
         if not (self.path(point) / results.RESULT).exists():
             return None
         result = results.load(self.path(point))
-        return None if result["status"] == "interrupted" else result
+        return None if result["status"] in ("interrupted", "aborted") else result
 
     def saved(self, point: str) -> dict[str, Any] | None:
         """What `keep` has kept of a point that is no run. Raises SetupError for what is damaged."""
@@ -65,7 +65,7 @@ class Study:
         write_whole(self.path(point) / POINT, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
 
     def fresh(self, point: str) -> Path:
-        """The folder for a point that is to be run; what an interrupted one has left there is moved aside."""
+        """The folder for a point that is to be run; what one that did not come to its end has left is moved aside."""
         path = self.path(point)
         if path.exists():
             names = (path.with_name(f"{point}.interrupted-{number}") for number in count(1))
@@ -126,7 +126,7 @@ def refuse_another(folder: Path, asked: Mapping[str, Any]) -> None:
     path = folder / STUDY
     if not path.exists():
         foreign = (folder / POINTS).exists() and not (folder / LOCK).exists()
-        if (folder / results.RESULT).exists() or foreign:
+        if foreign or any((folder / name).exists() for name in (results.RESULT, results.SUBMISSION, FINDINGS)):
             raise ConfigError(f"{folder} holds other results: choose another --output-dir, nothing is overwritten.")
         return
     known = read_object(path)

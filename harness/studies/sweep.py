@@ -22,9 +22,11 @@ from harness.conf import round_settings
 from harness.config import RunConfig, resolve_settings
 from harness.figures import LIMIT, Spec, colour, dots, limit, line, panel, stack, x, y
 from harness.progress import Progress, clock
+from harness.report import readable
 from harness.results import RunResult, summarise
 from harness.studies.findings import Column, Findings
 from harness.studies.rig import Rig
+from harness.tables import parquet_columns
 from sut.errors import ConfigError
 
 Row = dict[str, Any]
@@ -277,19 +279,16 @@ NORMALISED = (
 def normalised(result: RunResult) -> Row:
     """What the run's own rows say, one for each query: normalised latency both ways in use, over the output tokens
     (Orca, OSDI 2022; vLLM, SOSP 2023) and over input and output tokens, as in vLLM's first measurements; the rate of
-    both kinds of tokens; and how long queries were issued."""
-    from pyarrow import compute, parquet
-
-    table = parquet.read_table(result.folder / "samples.parquet")
-    table = table.filter(compute.is_null(table["error"]))
-    latency = table["latency_s"].to_numpy()
-    output = table["output_tokens"].to_numpy()
-    tokens = table["input_tokens"].to_numpy() + output
+    both kinds of tokens; and how long queries were issued. Raises SetupError for rows that are damaged."""
+    names = ("issued_s", "latency_s", "input_tokens", "output_tokens")
+    table = parquet_columns(result.folder / "samples.parquet", names)
+    issued, latency, given, output = (table[name].to_numpy() for name in names)
+    tokens = given + output
     over_output, over_all = summarise(latency / np.maximum(output, 1)), summarise(latency / np.maximum(tokens, 1))
     share = float(tokens.sum() / output.sum()) if output.sum() else 0.0
     values = (
         *(over_output.get("mean"), over_output.get("p99"), over_all.get("mean"), over_all.get("p99")),
-        *(share * result["metrics"]["tokens_per_second"], float(table["issued_s"].to_numpy().max())),
+        *(share * result["metrics"]["tokens_per_second"], float(issued.max())),
     )
     return dict(zip(NORMALISED, values, strict=True))
 
@@ -297,7 +296,7 @@ def normalised(result: RunResult) -> Row:
 def summary(row: Row) -> str:
     if not row["measured"]:
         return f"not measured: {row['why']}"
-    return f"{row['samples_per_second']:,.1f} samples/s, latency {seconds(row['latency_mean_s'])}, {row['loadgen']}"
+    return f"{row['samples_per_second']:,.1f} samples/s, latency {readable(row['latency_mean_s'])}, {row['loadgen']}"
 
 
 # -- what was found ---------------------------------------------------------------------------------------------------
@@ -367,7 +366,7 @@ def headline(asked: Sweep, rows: Sequence[Row], best: Row | None) -> str:
 
 def figures(row: Row) -> str:
     text = f"{row['samples_per_second']:,.1f} samples/s, {row['tokens_per_second']:,.0f} tokens/s"
-    return text + (f", TTFT p99 {seconds(row['ttft_p99_s'])}" if row["ttft_p99_s"] is not None else "")
+    return text + (f", TTFT p99 {readable(row['ttft_p99_s'])}" if row["ttft_p99_s"] is not None else "")
 
 
 def notes(asked: Sweep, rows: Sequence[Row], bounds: Mapping[str, float]) -> list[str]:
@@ -402,30 +401,24 @@ def notes(asked: Sweep, rows: Sequence[Row], bounds: Mapping[str, float]) -> lis
 
 
 def shown(bounds: Mapping[str, float]) -> str:
-    return ", ".join(f"{name.upper()} {seconds(value)}" for name, value in bounds.items())
-
-
-def seconds(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value * 1000:,.1f} ms" if value < 1 else f"{value:,.2f} s"
+    return ", ".join(f"{name.upper()} {readable(value)}" for name, value in bounds.items())
 
 
 def columns(asked: Sweep, rows: Sequence[Row]) -> list[Column]:
-    itl = [Column("itl_p50_s", "ITL p50", seconds), Column("itl_p99_s", "p99", seconds)]
+    itl = [Column("itl_p50_s", "ITL p50", readable), Column("itl_p99_s", "p99", readable)]
     return [
         Column("load", asked.unit, ",g"),
         Column("samples_per_second", "samples/s", ",.2f"),
         Column("requests_per_minute", "per min", ",.0f"),
         Column("tokens_per_second", "tokens/s", ",.0f"),
-        Column("ttft_p50_s", "TTFT p50", seconds),
-        Column("ttft_p99_s", "p99", seconds),
-        Column("tpot_p50_s", "TPOT p50", seconds),
-        Column("tpot_p99_s", "p99", seconds),
+        Column("ttft_p50_s", "TTFT p50", readable),
+        Column("ttft_p99_s", "p99", readable),
+        Column("tpot_p50_s", "TPOT p50", readable),
+        Column("tpot_p99_s", "p99", readable),
         *(itl if any(row["itl_p99_s"] for row in rows) else []),
-        Column("latency_mean_s", "latency", seconds),
-        Column("per_output_token_mean_s", "per token: output", seconds),
-        Column("per_token_mean_s", "all", seconds),
+        Column("latency_mean_s", "latency", readable),
+        Column("per_output_token_mean_s", "per token: output", readable),
+        Column("per_token_mean_s", "all", readable),
         Column("loadgen", "LoadGen"),
         Column("mark", ""),
     ]

@@ -91,6 +91,9 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "a name twice": (["--configuration", "a: slots=1", "--configuration", "a: slots=2"], 2, "'a' stands twice"),
     "an option that the study decides": (["--dataset", "x"], 2, "No such option '--dataset'"),
     "an engine argument that is unknown": (["--configuration", "a: slotz=1"], 2, "did you mean 'slots'?"),
+    "endpoints of one name": (
+        ["--endpoint", "http://h:1", "--endpoint", "https://h:1"], 2, "two endpoints would be the row h-1",
+    ),
     "an endpoint's own configuration": (
         ["--endpoint", "http://h", "--configuration", "a: slots=1"], 2, "an endpoint has its own",
     ),

@@ -72,6 +72,17 @@ def test_a_member_that_dies_does_not_keep_the_others_waiting(tmp_path: Path, har
     assert marks(points / "alone-1-small") == kept and (points / "together-1.interrupted-1").exists()
 
 
+def test_a_member_that_loses_its_replicas_ends_its_round_too(harness: Harness) -> None:
+    """Its process still tells so: what the other one did meanwhile is no figure of both together."""
+    done = harness("fleet", *SERVER, "--member", "small:", "--member", "large: engine_arg.fault=die", "--json")
+    assert done.code == 4, done.err
+    small, large = json.loads(done.out.splitlines()[-1])["rows"]
+    assert small["together_samples_per_second"] is None and small["alone_samples_per_second"] > 0
+    assert large["why"].startswith("together-1: the test was aborted: no replica is left")
+    assert (done.folder / "points" / "alone-1-small" / "point.json").exists()
+    assert not (done.folder / "points" / "together-1" / "point.json").exists(), "the same command runs it again"
+
+
 def test_interrupted_it_leaves_nothing_behind(tmp_path: Path) -> None:
     words = ["fleet", "--backend", "echo", "--samples", "32", "--engine-arg", "ttft=300", *TWO,
              "--output-dir", str(tmp_path / "out")]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ SLOW = ["--engine-arg", "slots=4", "--engine-arg", "ttft=0.004", "--engine-arg",
 SHORT = ["--min-duration", "0.3", "--min-queries", "60", "--samples", "64"]
 RATES = ["sweep", *SLOW, *SHORT, "--rates", "400,50,100"]
 """Four slots and 36 ms a query: 110 queries/s."""
+DYING = [*SHORT, *SLOW, "--concurrency", "1,2", "--engine-arg", "fault=die"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def sweeps(many: Callable[[Mapping[Any, Sequence[str]]], dict[Any, Any]]) -> dic
             "rates": [*RATES, "--json"],
             "auto": ["sweep", *SLOW[2:], *quick, "--concurrency", "auto"],
             "failing": ["sweep", *SHORT, "--rates", "300,600", "--engine-arg", "fault=error"],
-            "dying": ["sweep", *SHORT, *SLOW, "--concurrency", "1,2", "--engine-arg", "fault=die"],
+            "dying": ["sweep", *DYING],
         }
     )
 
@@ -86,13 +88,29 @@ def test_where_no_point_can_be_measured_the_exit_code_says_so(sweeps: dict[str, 
     assert len(found(done)["rows"]) == 2, "the second was tried all the same"
 
 
-def test_after_an_abort_the_next_point_has_new_replicas(sweeps: dict[str, Any]) -> None:
+def test_after_an_abort_the_next_point_has_new_replicas(sweeps: dict[str, Any], harness: Run) -> None:
     done = sweeps["dying"]
     assert done.code == 4
     assert done.err.count("Starting 1 echo replica") == 2
     assert [row["why"].startswith("the test was aborted: no replica is left") for row in found(done)["rows"]] == [
         True
     ] * 2
+    again = harness("sweep", *DYING, "--backend", "echo", "--output-dir", str(done.folder))
+    assert again.code == 4
+    assert sorted(path.name for path in (done.folder / "points").iterdir()) == [
+        *("concurrency-1", "concurrency-1.interrupted-1", "concurrency-2", "concurrency-2.interrupted-1")
+    ], "the replicas may be better now: both are run again, and what they left is kept"
+
+
+def test_a_point_whose_rows_are_damaged_is_named_in_a_sentence(
+    sweeps: dict[str, Any], harness: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(sweeps["rates"].folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "points" / "rate-100" / "samples.parquet"
+    path.write_bytes(path.read_bytes()[:200])
+    done = harness(*RATES, "--backend", "echo", "--quiet", "--output-dir", str(tmp_path / "copy"))
+    assert (done.code, done.err.count("\n")) == (3, 1)
+    assert done.err.startswith(f"error: cannot read {path} as parquet (")
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {

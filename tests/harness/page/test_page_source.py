@@ -53,11 +53,11 @@ def drop(folder: Path) -> None:
     ("spoil", "said"),
     [
         (drop, "samples.parquet is not there"),
-        (cut, "samples.parquet cannot be read"),
-        (lambda folder: (folder / "samples.parquet").write_bytes(b""), "samples.parquet cannot be read"),
+        (cut, "samples.parquet as parquet"),
+        (lambda folder: (folder / "samples.parquet").write_bytes(b""), "samples.parquet as parquet"),
         (lambda folder: write_samples(folder, latency_s=["long"] * 60), "'latency_s' is of type string"),
         (lambda folder: write_samples(folder, error=[3] * 60), "'error' is of type int64"),
-        (lambda folder: (folder / "timeline.parquet").write_text("no parquet"), "timeline.parquet cannot be read"),
+        (lambda folder: (folder / "timeline.parquet").write_text("no parquet"), "timeline.parquet as parquet"),
     ],
     ids=["missing", "cut off", "empty", "words for numbers", "numbers for words", "telemetry of another kind"],
 )

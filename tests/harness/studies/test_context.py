@@ -22,7 +22,7 @@ from harness.studies import context
 from harness.studies.context import Explored, Prompts, Question, Witness, kept_environment, study_config
 from harness.studies.edge import CUT_SHORT, DIED, FAILED, FITS, LATE, MEMORY, REFUSED, Growth, Probe
 from harness.studies.findings import as_json, as_text
-from harness.studies.rig import Rig
+from harness.studies.rig import NotUp, Rig
 from harness.studies.study import open_study
 from sut.errors import SetupError
 from tests.stub_replica import Script, Stub
@@ -166,7 +166,7 @@ def test_a_death_counts_where_nobody_can_be_asked_again(
 
     def ask(*_: Any) -> Probe:
         if not first:
-            raise SetupError("it is not ready.")
+            raise NotUp("it is not ready.")
         return first.pop()
 
     monkeypatch.setattr(context, "ask", ask)
@@ -182,6 +182,15 @@ def test_a_damaged_point_is_named(tmp_path: Path, tokenizer: Tokenizer, prompts:
         rig.study.keep("one-asks-10", {"prompt_tokens": 10})
         with pytest.raises(SetupError, match="damaged"):
             context.fit(rig, Explored("one", rig.config), 10, ASKED, prompts)
+
+
+def test_a_damaged_point_is_no_engine_that_could_not_be_had(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    config = made(tmp_path, backend="echo")
+    with open_study("context", config, {}) as study, Progress(quiet=True) as progress:
+        study.path("one-asks-500").mkdir()
+        (study.path("one-asks-500") / "point.json").write_text("{")
+        with pytest.raises(SetupError, match=r"point\.json cannot be read"):
+            context.explore(study, "one", config, ASKED, tokenizer, progress)
 
 
 def test_memory_is_witnessed(tmp_path: Path) -> None:

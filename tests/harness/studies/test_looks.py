@@ -59,19 +59,27 @@ def test_who_is_not_known_at_once_is_asked_properly(address: str) -> None:
     assert not refuses(address, 80)
 
 
-async def wait_for(url: str, trouble: Callable[[], str | None] = lambda: None, **later: Any) -> tuple[Wait, Any]:
-    """Wait for one replica; `later` does something to it after a while."""
+async def wait_for(
+    url: str, trouble: Callable[[], str | None] = lambda: None, denied: Callable[[], Any] = lambda: None
+) -> tuple[Wait, Any]:
+    """Wait for one replica; `denied` does something to it once a look has found no health."""
     loop = asyncio.get_running_loop()
     origin = Origin.parse(url)
     pool = Pool(origin)
     plan = Plan(1, "m", "auto", None, Generation(8))
     wait = Wait(Probe(origin, plan, Prompts(plan), pool), pool, trouble, time.monotonic(), loop.create_future())
-    for action in later.values():
-        loop.call_later(0.1, action)
+
+    async def meanwhile() -> None:
+        while not wait.denied > wait.since:
+            await asyncio.sleep(0.005)
+        denied()
+
+    other = asyncio.ensure_future(meanwhile())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return wait, await Looks().until_healthy(wait)
     finally:
+        other.cancel()
         pool.close()
 
 
@@ -83,7 +91,7 @@ def test_health_is_found_and_its_moment_bounded() -> None:
             stub.set_unhealthy(False)
             moments.append(time.monotonic())
 
-        wait, (healthy, within) = asyncio.run(wait_for(stub.url, later=get_well))
+        wait, (healthy, within) = asyncio.run(wait_for(stub.url, denied=get_well))
         assert stub.truth()["requests"] == 0
     assert healthy - within <= moments[0] <= healthy
     assert wait.looks >= 2 and wait.said == "/health says HTTP 503"
@@ -95,7 +103,7 @@ def test_a_port_that_opens_is_found_and_a_closed_one_costs_its_server_nothing() 
 
         async def run() -> tuple[Wait, Any]:
             loop = asyncio.get_running_loop()
-            return await wait_for(stub.url, later=lambda: loop.run_in_executor(None, stub.revive))
+            return await wait_for(stub.url, denied=lambda: loop.run_in_executor(None, stub.revive))
 
         wait, _ = asyncio.run(run())
         assert stub.truth()["connections"] <= 2, "the trial that was not refused, and the one that asks"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import psutil
@@ -11,6 +10,7 @@ import pytest
 
 from harness.studies.makers import Command, Commanded, Commands, fill, refuse_odd_commands, url_of
 from sut.errors import ConfigError
+from tests.harness.studies.killed import wait_for
 
 VALUES = {"index": "3", "name": "replica-3", "port": "8003", "model": "a model; rm -rf /"}
 
@@ -92,8 +92,4 @@ def test_a_command_that_is_stopped_takes_its_children_along(tmp_path: Path) -> N
 
     asyncio.run(run())
     child = int((tmp_path / "child").read_text())
-    for _ in range(100):
-        if not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
-            return
-        time.sleep(0.02)
-    raise AssertionError("the child still runs")
+    wait_for(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import psutil
 import pytest
 
 from harness.studies import makers
+from harness.studies.readiness import all_of
 from sut.backends import Plan, serve
 from sut.backends.serve import Server
 
@@ -124,6 +128,12 @@ def files_of(folder: Path) -> dict[str, tuple[int, str]]:
     return {str(p): (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest()) for p in paths}
 
 
+def is_healthy(url: str) -> bool:
+    with suppress(OSError), urlopen(f"{url}/health", timeout=5) as answer:
+        return bool(answer.status == 200)
+    return False
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     for _ in range(400):
         if condition():
@@ -197,9 +207,9 @@ HOSTILE = {
     "prints nothing": ("true", "ended with no URL but with nothing"),
     "prints half a URL": ("echo http://", "ended with no URL"),
     "prints a secret in a URL": ("echo http://me:pass@host", "holds neither credentials nor a query"),
-    "never listens": ("echo http://127.0.0.1:9", "no answer within 2 s of its creation: nobody listens on its port"),
-    "an unknown host": ("echo http://no.such.host.invalid", "no answer within 2 s of its creation: "),
-    "never ends": ("sleep 300", "no answer within 2 s of its creation: its create command has not ended"),
+    "never listens": ("echo http://127.0.0.1:9", "no answer within 6 s of its creation: nobody listens on its port"),
+    "an unknown host": ("echo http://no.such.host.invalid", "no answer within 6 s of its creation: "),
+    "never ends": ("sleep 300", "no answer within 6 s of its creation: its create command has not ended"),
     "deaf to SIGTERM": ("trap '' TERM; sleep 300 & wait; wait", "its create command has not ended"),
     "another's URL": ("echo http://127.0.0.1:9", "is the URL of replica-6 too"),
     "floods": ("yes | head -c 3000000; sleep 0.1; echo", "ended with no URL but with 'y'"),
@@ -211,7 +221,7 @@ def test_create_commands_that_do_not_create(tmp_path: Path) -> None:
     done = readiness(
         tmp_path / "out",
         *("--replicas", str(len(HOSTILE)), "--create-cmd", f"case {{index}} in {cases} ;; esac"),
-        *("--delete-cmd", f"echo {{name}} >> {tmp_path}/gone", "--ready-timeout", "2"),
+        *("--delete-cmd", f"echo {{name}} >> {tmp_path}/gone", "--ready-timeout", "6"),
     )
     for row, (meaning, (_, wanted)) in zip(done.rows, HOSTILE.items(), strict=True):
         assert wanted in row["failure"], (meaning, row["failure"])
@@ -226,9 +236,12 @@ def test_a_command_may_be_the_server_itself_and_ends_with_the_study(tmp_path: Pa
 
 
 def test_a_server_that_dies_between_is_missed_at_the_end(tmp_path: Path) -> None:
-    briefly = f"sleep 4 | timeout 4 {sys.executable} {STUB} --port {{port}}; exit 7"
-    dies = f"if [ {{index}} = 0 ]; then {briefly}; fi; {ITSELF}"
-    options = ["--replicas", "2", "--group-size", "1", "--pause", "5", "--create-cmd", dies]
+    def until(name: str) -> str:
+        return f"until [ -e {tmp_path}/{name} ]; do sleep 0.05; done"
+
+    first = f"({until('second')}) | {sys.executable} {STUB} --port {{port}}; touch {tmp_path}/over; exit 7"
+    dies = f"if [ {{index}} = 0 ]; then {first}; fi; touch {tmp_path}/second; {until('over')}; {ITSELF}"
+    options = ["--replicas", "2", "--group-size", "1", "--create-cmd", dies]
     done = readiness(tmp_path / "out", *options, "--endpoint-template", AT_PORT)
     first, second = done.rows
     assert done.code == 4 and second["failure"] is None
@@ -240,18 +253,30 @@ def test_who_answers_before_it_was_created_has_no_start_to_measure(tmp_path: Pat
     with fleet_of(tmp_path, 1, "0", "--half-closed") as fleet:
         url = (tmp_path / "url-0").read_text().strip()
         subprocess.run(["/bin/sh", "-c", fleet.options[1].replace("{index}", "0")], check=True, capture_output=True)
-        time.sleep(0.3)
-        done = readiness(tmp_path / "out", "--create-cmd", f"touch {tmp_path}/made", "--endpoint-template", url)
-    assert done.code == 4 and not (tmp_path / "made").exists()
+        wait_until(lambda: is_healthy(url))
+        options = ["--create-cmd", f"touch {tmp_path}/made", "--delete-cmd", f"touch {tmp_path}/gone"]
+        done = readiness(tmp_path / "out", *options, "--endpoint-template", url)
+        shutil.rmtree(done.folder / "points/removed")  # as if it had been killed before that
+        again = readiness(tmp_path / "out", *options, "--endpoint-template", url)
+    assert done.code == again.code == 4
     assert "was healthy before the replica was created" in done.rows[0]["failure"]
+    assert not (tmp_path / "made").exists() and not (tmp_path / "gone").exists(), "it is another's: it stays"
 
 
 def test_what_cannot_be_taken_away_is_said(tmp_path: Path) -> None:
     with fleet_of(tmp_path, 2, "0") as fleet:
-        options = [word if "gone" not in word else "echo no rights >&2; exit {index}" for word in fleet.options]
+        delete = f"[ {{index}} = 0 ] || [ -e {tmp_path}/rights ] || {{ echo no rights >&2; exit 1; }}"
+        options = [word if "gone" not in word else delete for word in fleet.options]
         done = readiness(tmp_path / "out", "--replicas", "2", *options)
-    sentence = "replica-1 may still be there: the command 'echo no rights >&2; exit 1' exited with code 1: no rights."
-    assert done.code == 3 and done.err == f"warning: {sentence}\n" and done.findings["not_removed"] == [sentence]
+        [sentence] = done.findings["not_removed"]
+        assert sentence.startswith("replica-1 may still be there: the command '[ 1 = 0 ] || [ -e ")
+        assert sentence.endswith("exited with code 1: no rights.")
+        assert done.code == 3 and done.err == f"warning: {sentence}\n"
+        groups = files_of(done.folder / "points" / "group-1")
+        (tmp_path / "rights").touch()
+        again = readiness(tmp_path / "out", "--replicas", "2", *options)
+        assert (again.code, again.err, again.findings["not_removed"]) == (0, "", []), "the same command tries once more"
+        assert files_of(done.folder / "points" / "group-1") == groups and fleet.truth()["creations"] == 2
 
 
 def test_a_concluded_study_is_only_told_again(tmp_path: Path) -> None:
@@ -281,6 +306,51 @@ def test_an_interrupted_study_takes_away_what_it_has_made(tmp_path: Path, number
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and f"--output-dir {folder} goes on" in err
     assert not left_of(folder) and sorted((tmp_path / "gone").read_text().split()) == ["replica-0", "replica-1"]
+
+
+def test_an_interrupt_between_groups_that_do_not_wait_finishes_none(tmp_path: Path) -> None:
+    """What is taken away while a group is coming up has not failed: the group is measured anew."""
+    folder, hangs = tmp_path / "out", f"touch {tmp_path}/made-{{index}}; sleep 300"
+    delete = f"sleep 0.5; echo {{name}} >> {tmp_path}/gone"
+    options = ["--replicas", "2", "--group-size", "1", "--no-wait", "--pause", "300"]
+    process = start(folder, *options, "--create-cmd", hangs, "--delete-cmd", delete)
+    wait_until(lambda: (tmp_path / "made-0").exists())
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130 and (tmp_path / "gone").read_text() == "replica-0\n"
+    assert not (folder / "points/group-1/point.json").exists()
+
+
+def test_tasks_that_are_given_up_are_ended_before_anything_else_happens() -> None:
+    ends: list[int] = []
+
+    async def one(number: int) -> None:
+        try:
+            await asyncio.sleep(300)
+        finally:
+            await asyncio.sleep(0)
+            ends.append(number)
+
+    async def several() -> None:
+        try:
+            async with all_of() as tasks:
+                for number in range(3):
+                    tasks.append(asyncio.ensure_future(one(number)))
+                    await asyncio.sleep(0)
+                await asyncio.sleep(300)
+        finally:
+            ends.append(99)
+
+    async def run() -> None:
+        task = asyncio.ensure_future(several())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    assert sorted(ends) == [0, 1, 2, 99] and ends[-1] == 99
 
 
 def kill_after_the_first_group(folder: Path, *options: str) -> dict[str, tuple[int, str]]:

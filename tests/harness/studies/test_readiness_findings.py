@@ -60,18 +60,26 @@ def never(index: int) -> dict[str, Any]:
     ],
 )
 def test_what_most_replicas_say_is_right(said: list[Any], right: Any, doubted: bool) -> None:
-    found, doubts = references([row(index, each) for index, each in enumerate(said)])
+    found, doubts = references([row(index, each) for index, each in enumerate(said)], {})
     assert found == {0: right}
     assert bool(doubts) == doubted
 
 
 def test_a_replica_has_one_vote_however_often_it_is_asked() -> None:
     many = row(0, BAD, validation=[{"question": 0, "said": BAD}] * 9)
-    assert references([many, row(1), row(2)])[0] == {0: GOOD}
+    assert references([many, row(1), row(2)], {})[0] == {0: GOOD}
+
+
+def test_a_question_that_was_answered_at_the_end_only_has_a_right_answer_too() -> None:
+    first = {"validation": [{"question": 1, "failure": "no answer in time"}]}
+    final = [{"index": i, "validation": [{"question": 1, "said": said}]} for i, said in enumerate((GOOD, GOOD, BAD))]
+    found = conclude([row(i, **first) for i in range(3)], final)
+    assert found.extra["right_answers"][1] == GOOD
+    assert [each["at_the_end"] for each in found.rows] == ["1 of 1", "1 of 1", "0 of 1"]
 
 
 def test_of_a_single_replica_nobody_knows_whether_it_is_right() -> None:
-    right, doubts = references([row(0)])
+    right, doubts = references([row(0)], {})
     assert right == {0: GOOD} and "agree with nobody else's" in doubts[0]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from harness.config import RunConfig, resolve
 from harness.figures import figure, line, x, y
-from harness.results import RESULT, RunResult
+from harness.results import RESULT, SUBMISSION, RunResult
 from harness.studies.findings import Column, Findings, Table, as_csv, as_text
 from harness.studies.study import FINDINGS, STUDY, Study, open_study
 from sut.errors import ConfigError, SetupError
@@ -58,10 +58,12 @@ def test_a_folder_of_another_study_is_refused(
         pass
 
 
-def test_a_folder_of_a_run_is_refused(tmp_path: Path) -> None:
-    finish(tmp_path / "run")
-    with pytest.raises(ConfigError, match="holds other results"), open_study("sweep", config(tmp_path / "run"), {}):
+@pytest.mark.parametrize("name", [RESULT, SUBMISSION, FINDINGS], ids=["a run's", "a submission's", "a comparison's"])
+def test_a_folder_of_other_results_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ConfigError, match="holds other results"), open_study("sweep", config(tmp_path), {}):
         pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"format_version": 7, "study": "sweep"}'])
@@ -91,15 +93,16 @@ def test_a_file_system_that_cannot_lock_is_one_sentence(tmp_path: Path, monkeypa
         pass
 
 
-def test_a_point_is_done_when_it_has_a_result_that_nobody_interrupted(study: Study) -> None:
+def test_a_point_is_done_when_its_test_came_to_its_end(study: Study) -> None:
     finish(study.path("done"))
     finish(study.path("stopped"), "interrupted")
+    finish(study.path("lost"), "aborted")
     study.path("killed").mkdir()
     assert study.result("done") is not None
-    assert study.result("stopped") is None and study.result("killed") is None and study.result("never") is None
+    assert [study.result(name) for name in ("stopped", "lost", "killed", "never")] == [None] * 4
 
 
-def test_what_an_interrupted_point_has_left_is_moved_aside(tmp_path: Path, study: Study) -> None:
+def test_what_a_point_that_was_not_done_has_left_is_moved_aside(tmp_path: Path, study: Study) -> None:
     for _ in range(2):
         path = study.fresh("p")
         path.mkdir()

@@ -27,6 +27,7 @@ from harness.studies.findings import Column, Findings
 from harness.studies.replay import Batch, highest_but
 from harness.studies.rig import Rig
 from harness.studies.search import Answer, Ask, Limits, Probe, Terms, next_step
+from harness.tables import parquet_columns
 from harness.tally import Tally
 from sut.errors import ConfigError
 
@@ -127,8 +128,6 @@ def search(rig: Rig, terms: Terms) -> tuple[list[Made], Answer]:
 
 def make_probe(rig: Rig, terms: Terms, ask: Ask, name: str, to_the_end: bool = False) -> Made:
     saved = rig.study.result(name)
-    if saved is not None and saved["status"] == "aborted":
-        rig.study.fresh(name)  # the replicas may be better now: what is there is moved aside
     over = allowed_over(terms.count(ask.rate, ask.seconds, ask.queries, terms.whole if ask.full else 1))
     limits = terms.limits
     tally = None if to_the_end else Tally(limits.ttft, limits.tpot, over)
@@ -191,11 +190,9 @@ def read_batch(rows: Mapping[str, Any], base: float) -> Batch | None:
 
 
 def read_rows(folder: Path) -> dict[str, Any]:
-    """Columns of samples.parquet; `good` are answers and not failures."""
-    from pyarrow import parquet
-
+    """Columns of samples.parquet; `good` are answers and not failures. Raises SetupError for a damaged file."""
     names = ["issued_s", "ttft_s", "latency_s", "output_tokens"]
-    table = parquet.read_table(folder / "samples.parquet", columns=[*names, "error"])
+    table = parquet_columns(folder / "samples.parquet", names, ["error"])
     columns = {name: table[name].to_numpy() for name in names}
     return columns | {"good": table["error"].is_null().to_numpy()}
 

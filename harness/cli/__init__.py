@@ -21,6 +21,7 @@ from harness.cli.compare import compare
 from harness.cli.compliance import compliance
 from harness.cli.context import context
 from harness.cli.dataset import dataset
+from harness.cli.doctor import doctor
 from harness.cli.fleet import fleet, fleet_member
 from harness.cli.layouts import layouts
 from harness.cli.peak import peak
@@ -35,7 +36,7 @@ USAGE, SETUP, INTERRUPTED = 2, 3, 130
 
 
 COMMANDS = {
-    "Tests": (run, accuracy, compliance, dataset),
+    "Tests": (doctor, run, accuracy, compliance, dataset),
     "Studies": (peak, sweep, context, layouts, compare, fleet, readiness),
     "Results": (report, submission, track),
 }

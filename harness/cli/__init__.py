@@ -101,7 +101,8 @@ def call(words: Sequence[str], debug: bool = False) -> int:
         return USAGE
     except click.ClickException as error:
         said = error.format_message().removesuffix(".")
-        return complain(said + ("" if said[-1:] in "?)" else ";") + " --help lists the options.", USAGE, debug=False)
+        joined = " " if said.endswith(("?", "?)")) else "; "
+        return complain(f"{said}{joined}--help lists the options.", USAGE, debug=False)
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except ConfigError as error:

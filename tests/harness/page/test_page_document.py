@@ -134,8 +134,9 @@ def test_a_study_whose_figure_would_reach_out_is_told_without_it(spec: dict[str,
 def test_a_chart_that_cannot_be_drawn_takes_no_other_with_it() -> None:
     mark = {"type": "point", "href": "javascript:alert(1)"}
     bad = {**FIGURE, "mark": mark}
-    assert "trouble" in draw(Chart("bad", bad))
-    assert "<svg" in draw(Chart("good", FIGURE))["wide"]
+    for _ in range(20):  # the library throws what it still holds of one at the next, now once, now twice
+        assert "trouble" in draw(Chart("bad", bad))
+        assert "<svg" in draw(Chart("good", FIGURE))["wide"]
 
 
 def test_several_results_are_listed_first(tmp_path: Path) -> None:

@@ -146,10 +146,11 @@ class SUT:
             tasks[0].add_done_callback(ended.put)
 
         def cancel() -> None:
-            tasks[0].cancel()
+            for task in tasks:
+                task.cancel()
 
-        self._loop.call_soon_threadsafe(begin)
         try:
+            self._loop.call_soon_threadsafe(begin)
             return ended.get(timeout=limit).result()
         except Empty:
             raise TimeoutError(f"the SUT's loop was not done within {limit:g} s") from None

@@ -150,8 +150,8 @@ def measuring(side: Side) -> Callable[[int], Figures]:
 
 
 def engine(rounds: int, serve: bool) -> None:
-    """Two processes with an engine each, one silent; their tokens/s and CPU per token. Each round has new ones, so that no
-    luck of one process with its memory counts as telemetry's."""
+    """Two processes with an engine each, one silent; their tokens/s and CPU per token. Each round has new ones, so that
+    no luck of one process with its memory counts as telemetry's."""
     environment = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     units = {"rate": "tokens/s", "engine_cpu": "CPU s of the engine", "loop_cpu": "CPU s of the SUT's loop"}
     ratios: dict[str, list[float]] = {figure: [] for figure in units}

@@ -242,7 +242,10 @@ def _at_full_length(terms: Terms, history: Sequence[Probe], pointed: float) -> A
     if best is not None and worst is not None and worst <= best * (1 + TOLERANCE):
         enough = 2 * sum(probe.valid for probe in full if probe.rate == best) > terms.times
         return Answer(best, confirmed=True) if enough else _ask(terms, history, FULL, best)
-    return _ask(terms, history, FULL, _within(best, worst, _told(terms, full, (best, worst)), _alike(full)))
+    told = _told(terms, full, (best, worst))
+    if told is None and worst is None:
+        told = pointed  # those of full length were the first, slow ones of a test that is short itself
+    return _ask(terms, history, FULL, _within(best, worst, told, _alike(full)))
 
 
 def _within(best: float | None, worst: float | None, told: float | None, alike: int) -> float:

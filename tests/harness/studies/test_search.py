@@ -91,6 +91,17 @@ def test_where_a_test_is_no_longer_than_a_probe_every_probe_is_one() -> None:
     assert sum(probe.rate == answer.rate and probe.valid for probe in history) == 2, "two of three are most"
 
 
+def test_slow_first_probes_that_were_tests_of_full_length_do_not_hold_it_back() -> None:
+    """A test of few seconds is the shorter probe while the rate is low; what quick ones then point to is tried next."""
+    server = VirtualServer(slots=128, tpot=0.005, load=5.0, tokens=(5, 60))
+    terms = terms_of(server, seconds=10.0, whole=512, start=20.0)
+    answer, history, _ = search(server, terms)
+    assert answer.rate is not None
+    quick = next(number for number, probe in enumerate(history) if not probe.full)
+    assert any(probe.full for probe in history[:quick])
+    assert all(probe.rate > 0.7 * answer.rate for probe in history[quick:] if probe.full)
+
+
 def test_where_runs_differ_the_peak_is_valid_in_most_tests_and_the_rate_above_in_few() -> None:
     """Each run is some percent quicker or slower than another: no single verdict can be trusted."""
     server = VirtualServer(noise=0.03)

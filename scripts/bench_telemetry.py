@@ -4,6 +4,7 @@
     python scripts/bench_telemetry.py --engine        tokens/s of vLLM in process on the demo model, Offline; --pairs
                                                       are rounds here, of three minutes each
     python scripts/bench_telemetry.py --engine --serve        of `vllm serve` over HTTP
+    python scripts/bench_telemetry.py --steps         CPU of a vLLM engine's step, its statistics on in every other one
     python scripts/bench_telemetry.py --sensors       200 pages of 100 kB a second, read by a thread or by a process
     python scripts/bench_telemetry.py --parts         CPU time of a pulse on the SUT's loop, and of the sensors
 
@@ -171,6 +172,41 @@ def engine(rounds: int, serve: bool) -> None:
         print(f"{unit}: on over off less 1: {interval([ratio - 1 for ratio in ratios[figure]])}, {rounds} rounds")
 
 
+def steps(rounds: int) -> None:
+    """One engine in this very process, its statistics on in every other step, and their encoding counted: neighbours
+    meet the same machine, however its speed wanders."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    from vllm import LLM, SamplingParams, TokensPrompt
+    from vllm.v1.serial_utils import MsgpackEncoder
+
+    engine = LLM(str(MODEL), dtype="float32", enable_prefix_caching=False, enforce_eager=True, max_num_seqs=128,
+                 disable_log_stats=False)  # fmt: skip
+    core = engine.llm_engine.engine_core.engine_core
+    plain, encode = core.step_fn, MsgpackEncoder().encode
+    took: list[float] = []
+
+    def timed() -> Any:
+        core.scheduler.log_stats = len(took) % 2 == 1
+        before = thread_time()
+        outputs, executed = plain()
+        for output in (outputs or {}).values():
+            encode(output)
+        took.append(thread_time() - before)
+        return outputs, executed
+
+    core.step_fn = timed
+    samples = made_up_samples(1024, 128)
+    prompts = [TokensPrompt(prompt_token_ids=[3 + int(i) % 600 for i in samples.prompt(n)]) for n in range(1024)]
+    how = SamplingParams(temperature=0, max_tokens=64, min_tokens=64, ignore_eos=True, detokenize=False)
+    for _ in range(rounds):
+        engine.generate(prompts, how, use_tqdm=False)
+    pairs = list(zip(took[::2], took[1::2], strict=False))
+    usual = 1e3 * statistics.median(off for off, _ in pairs)
+    more = interval([on / off - 1 for off, on in pairs])
+    print(f"a step of 128 sequences: off {usual:.2f} ms of CPU, on over off less 1: {more}, {len(pairs)} pairs")
+    print(f"  on less off, µs: {interval([1e6 * (on - off) for off, on in pairs])}")
+
+
 class ThreadSensors(Sensors):
     """The servers' pages read by a thread of the harness's own process, for comparison."""
 
@@ -262,11 +298,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each test of first tokens")
     parser.add_argument("--engine", action="store_true", help="only tokens/s of vLLM")
     parser.add_argument("--serve", action="store_true", help="with --engine: behind HTTP")
+    parser.add_argument("--steps", action="store_true", help="only an engine's steps; --pairs are rounds of 512")
     parser.add_argument("--sensors", action="store_true", help="only thread against process")
     parser.add_argument("--parts", action="store_true", help="only CPU time by part")
     options = parser.parse_args()
     if options.parts:
         parts(options.seconds)
+    elif options.steps:
+        steps(options.pairs)
     elif options.engine:
         engine(options.pairs, options.serve)
     elif options.sensors:

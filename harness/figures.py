@@ -7,11 +7,13 @@ network, and by the same library's JavaScript in a report.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 Spec = dict[str, Any]
+T = TypeVar("T")
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 
@@ -112,18 +114,49 @@ def _merge(channels: Sequence[Spec]) -> Spec:
     return merged
 
 
+LEFT_OVER = 5
+"""Errors of a chart that the library may still hold."""
+
+BLANK: Spec = {"data": {"values": []}, "mark": "point"}
+
+
 def as_svg(spec: Spec) -> str:
     """Raises ValueError for a specification that cannot be drawn with the data that it holds: nothing is fetched."""
     import vl_convert
 
-    return str(vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]))
+    return str(_by_its_own_faults(lambda: vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])))
 
 
 def save(spec: Spec, path: Path) -> None:
-    """Draw a chart as SVG, or as PNG at twice the screen's resolution where the name ends in .png."""
+    """Draw a chart as SVG, or as PNG at twice the screen's resolution where the name ends in .png. Raises ValueError
+    as `as_svg` does."""
     import vl_convert
 
     if path.suffix == ".png":
-        path.write_bytes(vl_convert.vegalite_to_png(spec, scale=2, allowed_base_urls=[]))
+        path.write_bytes(_by_its_own_faults(lambda: vl_convert.vegalite_to_png(spec, scale=2, allowed_base_urls=[])))
     else:
         path.write_text(as_svg(spec))
+
+
+def _by_its_own_faults(draw: Callable[[], T]) -> T:
+    """Draw a chart that fails for no other one's sake: the library holds what went wrong with one, and throws it at
+    whoever comes next, now once, now twice."""
+    try:
+        return draw()
+    except ValueError:  # maybe another chart's
+        _clear_errors()
+    try:
+        return draw()
+    except ValueError:
+        _clear_errors()
+        raise
+
+
+def _clear_errors() -> None:
+    """Have what the library still holds thrown at a chart that nobody wants."""
+    import vl_convert
+
+    for _ in range(LEFT_OVER):
+        with suppress(ValueError):
+            vl_convert.vegalite_to_svg(BLANK)
+            return

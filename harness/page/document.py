@@ -13,7 +13,6 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -116,32 +115,9 @@ def draw(chart: Chart) -> dict[str, Any]:
         return {"name": chart.name, "trouble": " ".join(str(error).split())[:300]}
 
 
-LEFT_OVER = 5
-"""Errors of a chart that the library may still hold: it throws each at whoever comes next."""
-
-BLANK: Spec = {"data": {"values": []}, "mark": "point"}
-
-
 def svg_of(spec: Spec) -> str:
     """Raises ValueError for a specification that cannot be drawn, or only with what it would have to fetch."""
-    whole = visible(finite(spec))
-    try:
-        return as_svg(whole)
-    except ValueError:  # maybe another chart's
-        clear_errors()
-    try:
-        return as_svg(whole)
-    except ValueError:
-        clear_errors()
-        raise
-
-
-def clear_errors() -> None:
-    """Have what the library still holds of a chart's errors thrown at one that nobody wants."""
-    for _ in range(LEFT_OVER):
-        with suppress(ValueError):
-            as_svg(BLANK)
-            return
+    return as_svg(visible(finite(spec)))
 
 
 def visible(value: Any) -> Any:
